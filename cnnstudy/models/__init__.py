@@ -1,0 +1,51 @@
+"""Networks by config: ``build(ResNetConfig(depth=56))``.
+
+Small networks for 32 x 32 take pixels in [0, 1] and normalise them in their first module; ``forward`` returns
+logits (N, classes), ``features`` the pooled penultimate features (N, C).  Networks for ImageNet are timm's, as they are
+(``ImageNetConfig``).  A new family: one file here, one line below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from cnnstudy.config import Refused
+from cnnstudy.models.efficient import EfficientNet, EfficientNetConfig
+from cnnstudy.models.imagenet import EDITS, ImageNetConfig, imagenet
+from cnnstudy.models.mobile import MobileNetV2, MobileNetV2Config
+from cnnstudy.models.plain import Vgg, VggConfig
+from cnnstudy.models.resnet import ResNet, ResNetConfig
+
+REGISTRY: dict[type, Callable[[Any], nn.Module]] = {
+    ResNetConfig: ResNet,
+    VggConfig: Vgg,
+    MobileNetV2Config: MobileNetV2,
+    EfficientNetConfig: EfficientNet,
+    ImageNetConfig: imagenet,
+}
+
+
+__all__ = [
+    "EDITS",
+    "REGISTRY",
+    "EfficientNetConfig",
+    "ImageNetConfig",
+    "MobileNetV2Config",
+    "ResNetConfig",
+    "VggConfig",
+    "build",
+]
+
+
+def build(cfg: Any) -> nn.Module:
+    """The network that ``cfg`` describes, randomly initialised from torch's global generator, in training mode.
+
+    Raises Refused when ``cfg`` is not a config of a registered family.
+    """
+    if type(cfg) not in REGISTRY:
+        valid = ", ".join(cls.__name__ for cls in REGISTRY)
+        raise Refused(f"build() was given a {type(cfg).__name__}; valid: {valid}")
+    return REGISTRY[type(cfg)](cfg)

@@ -1,0 +1,1 @@
+"""Probes look at a network and leave it exactly as they found it: ``probe(model, ...) -> numbers``."""

@@ -1,0 +1,1 @@
+"""The report half: questions, records, rules, verdicts and pages.  Nothing here imports torch."""

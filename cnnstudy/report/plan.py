@@ -1,0 +1,120 @@
+"""The plan of a question: which measurements each profile expects, known without torch.
+
+``data/plans/q33.json`` is made by running the notebook's measuring cells with measuring switched off
+(``cnnstudy plan``), is committed, and is compared with the notebooks by a test.  It is what lets ``status`` and
+``verdicts`` say "4 of 12 recorded", and which records were made by other code, in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cnnstudy.config import Refused, Setup, canonical, key
+from cnnstudy.runtime import ROOT
+from cnnstudy.source import code_digest
+
+PROFILES = ("quick", "standard", "full")  # in order of evidence
+
+
+def plans_root() -> Path:
+    return ROOT / "data" / "plans"
+
+
+@dataclass
+class Experiment:
+    """What is expected of one experiment: ``setups`` once each, and per profile which of them with which seeds."""
+
+    name: str
+    protocol: int = 1
+    trial: str = ""
+    modules: list[str] = field(default_factory=list)
+    kinds: dict[str, str] = field(default_factory=dict)
+    setups: list[dict[str, Any]] = field(default_factory=list)
+    profiles: dict[str, list[tuple[int, list[int]]]] = field(default_factory=dict)
+
+    def expect(self, profile: str, setups: Iterable[Setup], seeds: Iterable[int]) -> None:
+        """Add setups with seeds to a profile."""
+        rows = self.profiles.setdefault(profile, [])
+        for setup in setups:
+            form = canonical(setup)
+            if form not in self.setups:
+                self.setups.append(form)
+            rows.append((self.setups.index(form), [int(s) for s in seeds]))
+
+    def entries(self, profile: str) -> list[dict[str, Any]]:
+        """The expected measurements of a profile: ``{"setup", "seed", "key"}`` each."""
+        return [
+            {"setup": self.setups[i], "seed": seed, "key": key(self.name, self.setups[i], seed, self.protocol)}
+            for i, seeds in self.profiles.get(profile, [])
+            for seed in seeds
+        ]
+
+    def code(self, setup: Mapping[str, Any]) -> str:
+        """The digest that a record of ``setup`` made by today's code would carry."""
+        used = {m for name, m in self.kinds.items() if f'"kind": "{name}"' in json.dumps(setup)}
+        return code_digest(self.trial, [*self.modules, *used])
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "protocol": self.protocol,
+            "trial": self.trial,
+            "modules": self.modules,
+            "kinds": self.kinds,
+            "setups": self.setups,
+            "profiles": {p: rows for p, rows in self.profiles.items()},
+        }
+
+
+def load(question: str) -> dict[str, Experiment]:
+    """The plan of a question, by experiment; empty where there is none yet."""
+    path = plans_root() / f"{question}.json"
+    if not path.exists():
+        return {}
+    try:
+        plan = json.loads(path.read_text("utf-8"))
+        return {name: Experiment(name=name, **body) for name, body in plan["experiments"].items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise Refused(f"data/plans/{path.name} is damaged ({error}); make it anew with: cnnstudy plan {question} --write") from None
+
+
+def dump(question: str, experiments: Mapping[str, Experiment]) -> str:
+    """The text of a plan file: one setup a line, so that a change of the notebook reads well in a diff."""
+    lines = []
+    for name, experiment in experiments.items():
+        body = experiment.to_json()
+        setups = ",\n   ".join(json.dumps(s, sort_keys=True) for s in body.pop("setups"))
+        profiles = ",\n   ".join(f"{json.dumps(p)}: {json.dumps(rows)}" for p, rows in body.pop("profiles").items())
+        head = json.dumps(body)[1:-1]
+        lines.append(f' {json.dumps(name)}: {{{head},\n  "setups": [\n   {setups}],\n  "profiles": {{\n   {profiles}}}}}')
+    return f'{{"question": {json.dumps(question)}, "experiments": {{\n' + ",\n".join(lines) + "\n}}\n"
+
+
+def make(question: str) -> dict[str, Experiment]:
+    """Make the plan anew from the notebook: its measuring cells run once per profile, measuring nothing.
+
+    The notebook imports the bench, hence torch; call this in a process of its own.
+    """
+    from cnnstudy.report import study
+    from cnnstudy.report.cells import notebook_path, run_cells
+
+    experiments: dict[str, Experiment] = {}
+    before = os.environ.get("CNNSTUDY_PLANNING")
+    os.environ["CNNSTUDY_PLANNING"] = "1"
+    try:
+        for profile in PROFILES:
+            namespace = run_cells(notebook_path(question), {"profile": profile, "machine": "this"})
+            (found,) = {id(v): v for v in namespace.values() if isinstance(v, study.Study)}.values()
+            for call in found.planned:
+                one = experiments.setdefault(call.experiment, Experiment(call.experiment))
+                one.protocol, one.trial = call.protocol, call.trial
+                one.modules = call.modules
+                one.kinds |= call.kinds
+                one.expect(profile, call.setups, call.seeds)
+    finally:
+        os.environ.pop("CNNSTUDY_PLANNING") if before is None else os.environ.update(CNNSTUDY_PLANNING=before)
+    return experiments

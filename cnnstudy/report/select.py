@@ -1,0 +1,116 @@
+"""The rows of a condition: from the best profile, on the first machine, that has all that is planned for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cnnstudy.config import Refused, flatten
+from cnnstudy.report import published
+from cnnstudy.report.conditions import PROFILES
+from cnnstudy.report.judging import Finding, missing
+from cnnstudy.report.rows import BESIDE, Condition, Row, filters, matches, meets
+
+if TYPE_CHECKING:
+    from cnnstudy.report.claims import Experiment
+    from cnnstudy.report.verdicts import Planned
+
+Index = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows for a condition with where they come from, or a finding that says what is missing."""
+
+    rows: tuple[Row, ...] = ()
+    machines: tuple[str, ...] = ()
+    profiles: tuple[str, ...] = ()
+    missing: Finding | None = None
+
+
+def index(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Index:
+    """Records by machine and key; of two with one key the later counts."""
+    return {machine: {r["key"]: r for r in those} for machine, those in records.items()}
+
+
+def select(condition: Condition, experiment: Experiment, plan: Mapping[str, Planned], records: Index, machines: Sequence[str]) -> Selection:
+    """The rows for a condition.
+
+    Profiles are tried from full down to the condition's ``needs``, machines in the order given; the first of which
+    every planned measurement of the selection is recorded is taken.  ``machines: all`` takes every machine's best.
+    Raises Refused for a path that no planned setup has.
+    """
+    if experiment.kind == "published":
+        return _published(condition, experiment)
+    name, needs = experiment.name, condition["needs"]
+    if name not in plan:
+        return Selection(missing=missing(f"no measurement of {name} is planned yet"))
+    wanted: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    for profile in PROFILES[: PROFILES.index(needs) - 1 if PROFILES.index(needs) else None : -1]:
+        entries = [(flatten(e["setup"]), e) for e in plan[name].entries(profile)]
+        _check_paths(condition, [flat for flat, _ in entries])
+        if chosen := _matching(condition, entries):
+            wanted[profile] = chosen
+    if not wanted:
+        return Selection(missing=missing(f"no profile from {needs} up measures this selection of {name}"))
+    best: tuple[float, str] = (-1.0, "")
+    taken: list[tuple[str, str]] = []
+    rows: list[Row] = []
+    for profile, entries in wanted.items():
+        for machine in machines:
+            if machine in (m for m, _ in taken):
+                continue
+            there = records.get(machine, {})
+            have = sum(e["key"] in there for _, e in entries)
+            best = max(best, (have / len(entries), f"needs {profile}: {have} of {len(entries)} measurements recorded"))
+            if have < len(entries):
+                continue
+            taken.append((machine, profile))
+            rows += [_row(flat, there[e["key"]], machine, profile) for flat, e in entries]
+            if condition.get("machines") != "all":
+                return Selection(tuple(rows), (machine,), (profile,))
+    least = int(condition.get("min_machines", 1))
+    if len(taken) < least:
+        needed = next(reversed(wanted))
+        why = best[1] if best[0] > 0 else f"needs {needed}: 0 of {len(wanted[needed])} measurements recorded"
+        return Selection(missing=missing(f"{len(taken)} of at least {least} machines measured" if taken else why))
+    return Selection(tuple(rows), tuple(m for m, _ in taken), tuple(dict.fromkeys(p for _, p in taken)))
+
+
+def _row(flat: Mapping[str, Any], record: Mapping[str, Any], machine: str, profile: str) -> Row:
+    return Row(flat, record["seed"], record["metrics"], machine, profile, record.get("failed"))
+
+
+def _matching(
+    condition: Condition, entries: Sequence[tuple[dict[str, Any], dict[str, Any]]]
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The planned measurements that the condition is about; none if one of its groups is not planned at all."""
+    at = {p: v for p, v in condition.get("at", {}).items() if p not in BESIDE}
+    inside = [(flat, e) for flat, e in entries if matches(flat, at) and meets(e["seed"], condition.get("at", {}).get("seed", e["seed"]))]
+    sides = [{p: v for p, v in side.items() if p not in BESIDE} for side in filters(condition)]
+    if not all(any(matches(flat, side) for flat, _ in inside) for side in sides):
+        return []
+    return [(flat, e) for flat, e in inside if any(matches(flat, side) for side in sides)]
+
+
+def _check_paths(condition: Condition, setups: Sequence[Mapping[str, Any]]) -> None:
+    """A path that no setup has is an oversight, unless what is wanted is that it be left out."""
+    known = {path for setup in setups for path in setup}
+    if not setups:
+        return
+    for wanted in (condition.get("at", {}), *filters(condition)):
+        for path, value in wanted.items():
+            if path != "pick" and path not in known and path not in BESIDE and not meets(None, value):
+                raise Refused(f"no setup of {condition['experiment']} has the path {path!r}; valid: {', '.join(sorted(known))}")
+
+
+def _published(condition: Condition, experiment: Experiment) -> Selection:
+    """Published figures: every column is both a path to select by and a metric; n counts figures, not seeds."""
+    table = published.rows(str(experiment.table))
+    entries = [(row, {"seed": 0}) for row in table]
+    _check_paths(condition, table)
+    found = tuple(Row(row, 0, row, "published", "published") for row, _ in _matching(condition, entries))
+    if not found:
+        return Selection(missing=missing(f"no published figure in {experiment.table} matches"))
+    return Selection(found, ("published",), ("published",))

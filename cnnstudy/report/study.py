@@ -1,0 +1,304 @@
+"""``Study``: the one object that a notebook holds.
+
+    study = Study("q33", profile, machine, overrides)
+    frame = study.measure("depth_sweep", setups, trial)      # found in the records, or measured and recorded
+    study.verdicts()                                         # judges the question's claims from records
+
+A page never shows what is left in memory from a run: ``measure`` returns what it reads back from the records.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cnnstudy.config import Refused, Setup, canonical, choose, flatten, grid, key
+from cnnstudy.report import claims, evidence, plan
+from cnnstudy.report.progress import Progress
+from cnnstudy.runtime import machine_id, provenance, seed_all
+from cnnstudy.source import code_digest, config_modules, modules_of, trial_digest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cnnstudy.report.verdicts import Verdict
+
+Trial = Callable[..., Any]
+LINE_VALUES = 256  # numbers of a list that may stand in a record's line; longer ones are arrays beside it
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One call of ``measure``: what it expects, and the code that would measure it."""
+
+    experiment: str
+    setups: list[Setup]
+    seeds: list[int]
+    protocol: int
+    trial: str
+    modules: list[str]
+    kinds: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of an experiment is recorded; ``seconds`` is what measuring it took."""
+
+    profile: str
+    machine: str
+    recorded: int
+    expected: int
+    seconds: float
+    failed: int
+
+
+class Parameters(Mapping[str, Any]):
+    """The values behind a profile, as attributes; an unknown name is refused with the valid ones."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = dict(values)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self._values[choose("parameter", name, self._values)]
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class Study:
+    """A question under study: its ledger, its parameters, and whose records are read or made.
+
+    ``profile``: "recorded" draws from the best records in the store and measures nothing; "quick", "standard" and
+    "full" measure what is missing on this machine.  ``machine``: "reference" (the book's), "this", or an id.
+    ``overrides`` replace single parameters of the profile.  Unknown names are refused with the valid ones.
+    """
+
+    def __init__(
+        self, question: str, profile: str = "recorded", machine: str = "reference", overrides: Mapping[str, Any] | None = None
+    ) -> None:
+        self.ledger = claims.load(question)
+        self.question = question
+        self.profile = choose("profile", profile, ("recorded", *plan.PROFILES))
+        self.measures = self.profile != "recorded"
+        self.planning = bool(os.environ.get("CNNSTUDY_PLANNING"))
+        self.planned: list[Planned] = []
+        self.overrides = dict(overrides or {})
+        if self.overrides and not self.measures:
+            raise Refused(f"overrides {sorted(self.overrides)} need a profile that measures: {', '.join(plan.PROFILES)}")
+        values = dict(self.ledger.profiles[self.profile if self.measures else "standard"])
+        for name, value in self.overrides.items():
+            choose(f"override of {question}", name, values)
+            if isinstance(value, list) != isinstance(values[name], list):
+                raise Refused(f"override {name}={value!r}: expected something like {values[name]!r}")
+            values[name] = value
+        self.p = Parameters(values)
+        self.machines = self._machines(machine)
+        self.plan = plan.load(question)
+        self._frames: dict[str, pd.DataFrame] = {}
+        self.tally: dict[str, dict[str, int]] = {}
+
+    def _machines(self, machine: str) -> list[str]:
+        if self.measures or machine == "this":
+            if machine not in ("this", "reference", machine_id()):
+                raise Refused(f"machine {machine!r}: measuring happens on this machine, {machine_id()!r}")
+            return [machine_id()]
+        known = evidence.reference()
+        return known if machine == "reference" else [choose("machine", machine, ["reference", "this", *known])]
+
+    grid = staticmethod(grid)
+
+    def measure(
+        self,
+        experiment: str,
+        setups: Iterable[Setup],
+        trial: Trial,
+        seeds: Sequence[int] | None = None,
+        together: str | None = None,
+    ) -> pd.DataFrame:
+        """One row per setup and seed, each found in the records or measured and recorded at once.
+
+        ``trial(setup, seed) -> {metric: number, text, short list or array}``.  ``seeds`` defaults to the profile's
+        where the experiment is trained, else to [0].  With ``together="model"`` setups that differ only in ``model``
+        are measured in one call, ``trial(setups, seed) -> one dict each``, so that timings can be interleaved.
+        """
+        spec = self.ledger.experiments[choose(f"experiment of {self.question}", experiment, self.ledger.experiments)]
+        if not self.measures:
+            return self.frame(experiment)
+        wanted = list(dict.fromkeys(setups))  # a setup may stand on two grids
+        chosen = list(seeds) if seeds is not None else list(self.p.seeds) if spec.kind == "trained" else [0]
+        kinds = {name: module for setup in wanted for name, module in config_modules(setup).items()}
+        call = Planned(experiment, wanted, chosen, spec.protocol, trial_digest(trial), modules_of(trial), kinds)
+        self.planned.append(call)
+        if self.planning:
+            import pandas as pd
+
+            return pd.DataFrame()
+        self._measure(call, trial, together)
+        calls = [c for c in self.planned if c.experiment == experiment]
+        entries = [{"key": key(experiment, s, seed, spec.protocol)} for c in calls for s in c.setups for seed in c.seeds]
+        self._frames[experiment] = self._read(entries, self.machines[0], self.profile)
+        return self._frames[experiment]
+
+    def _measure(self, call: Planned, trial: Trial, together: str | None) -> None:
+        code = {s: code_digest(call.trial, [*call.modules, *config_modules(s).values()]) for s in call.setups}
+        machine = self.machines[0]
+        todo = [(s, seed) for s in call.setups for seed in call.seeds]
+        keys = {(s, seed): key(call.experiment, s, seed, call.protocol) for s, seed in todo}
+        there = evidence.find(keys.values(), machine)
+        again = bool(os.environ.get("CNNSTUDY_STALE"))
+        missing = [t for t in todo if keys[t] not in there or (again and there[keys[t]]["provenance"]["code"] != code[t[0]])]
+        self.tally[call.experiment] = {"found": len(todo) - len(missing), "measured": len(missing)}
+        with Progress(self.question, call.experiment, len(todo), len(todo) - len(missing)) as progress:
+            for group in _groups(missing, together):
+                progress.begin(_label(group[0][0], call.setups))
+                for record, arrays in self._trial(call, trial, group, together is not None, code):
+                    evidence.append(record, machine, arrays=arrays)
+                    progress.advance(record["provenance"]["seconds"], record.get("failed"))
+
+    def _trial(
+        self, call: Planned, trial: Trial, group: list[tuple[Setup, int]], together: bool, code: Mapping[Setup, str]
+    ) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
+        """Run one trial (or one interleaved group) and put its results into the form of records."""
+        seed = group[0][1]
+        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        before = time.perf_counter()
+        seed_all(seed)
+        failed = None
+        try:
+            results = trial([s for s, _ in group], seed) if together else [trial(group[0][0], seed)]
+        except ArithmeticError as error:  # a loss that is not finite: a failed measurement, not a number
+            results, failed = [{} for _ in group], str(error)
+        seconds = (time.perf_counter() - before) / len(group)
+        for (setup, _), result in zip(group, results, strict=True):
+            metrics, arrays = _split(result, call.experiment)
+            record = {
+                "key": key(call.experiment, setup, seed, call.protocol),
+                "question": self.question,
+                "experiment": call.experiment,
+                "setup": canonical(setup),
+                "seed": seed,
+                "protocol": call.protocol,
+                "profile": self.profile,
+                "metrics": metrics,
+                "provenance": provenance(code[setup], started, seconds),
+            }
+            yield (record | {"failed": failed} if failed else record), arrays
+
+    def frame(self, experiment: str) -> pd.DataFrame:
+        """The records of an experiment: setup (dotted columns), seed, metrics, ``machine``, ``profile``, ``failed``.
+
+        Recorded: of the profile that is complete, else of the one with the largest share, on the first machine.
+        """
+        if experiment not in self._frames:
+            if experiment not in self.plan:
+                raise Refused(f"{self.question} has no plan for {experiment!r}; make it with: cnnstudy plan {self.question} --write")
+            best: tuple[float, int, pd.DataFrame] | None = None
+            for rank, profile in enumerate([self.profile] if self.measures else plan.PROFILES):
+                entries = self.plan[experiment].entries(profile)
+                for machine in self.machines:
+                    frame = self._read(entries, machine, profile)
+                    share = len(frame) / max(1, len(entries))
+                    if best is None or (share, rank) > (best[0], best[1]):
+                        best = (share, rank, frame)
+            assert best is not None
+            self._frames[experiment] = best[2]
+        return self._frames[experiment]
+
+    def _read(self, entries: Sequence[Mapping[str, Any]], machine: str, profile: str) -> pd.DataFrame:
+        import pandas as pd
+
+        there = evidence.find((e["key"] for e in entries), machine)
+        rows = [
+            flatten(r["setup"]) | {"seed": r["seed"]} | r["metrics"]
+            | {"machine": machine, "profile": profile, "failed": r.get("failed"), "key": r["key"]}
+            for r in (there[e["key"]] for e in entries if e["key"] in there)
+        ]  # fmt: skip
+        return pd.DataFrame(rows, columns=None if rows else ["seed", "machine", "profile", "failed", "key"])
+
+    def arrays(self, record_key: str, machine: str) -> dict[str, Any]:
+        """The arrays stored beside a record, e.g. the images of a gallery."""
+        return evidence.load_arrays(evidence.find([record_key], machine)[record_key], machine)
+
+    def judge(self) -> list[Verdict]:
+        """The verdicts on this question's claims, from the records of ``self.machines``."""
+        from cnnstudy.report import verdicts
+
+        records = {machine: evidence.read(machine) for machine in self.machines}
+        return verdicts.judge_question(self.ledger, self.plan, records, self.machines)
+
+    def verdicts(self, written_for: Mapping[str, str] | None = None) -> None:
+        """Show the verdict box; ``written_for`` holds the outcomes that the page's prose was written for."""
+        from cnnstudy.report import show
+
+        valid = [claim.id for claim in self.ledger.claims]
+        for name in written_for or {}:
+            choose(f"claim of {self.question}", name, valid)
+        show.verdict_box(self.ledger, self.judge(), written_for)
+
+    def coverage(self, experiment: str) -> Coverage:
+        """How much of an experiment is recorded, of the profile and machine that ``frame`` shows."""
+        frame = self.frame(experiment)
+        profile = frame["profile"].iloc[0] if len(frame) else "–"
+        machine = frame["machine"].iloc[0] if len(frame) else "–"
+        known = experiment in self.plan
+        expected = len(self.plan[experiment].entries(profile if len(frame) else "standard")) if known else len(frame)
+        records = evidence.find(frame["key"], machine).values() if len(frame) else []
+        seconds = sum(r["provenance"]["seconds"] for r in records)
+        return Coverage(profile, machine, len(frame), expected, seconds, sum("failed" in r for r in records))
+
+
+def _groups(missing: list[tuple[Setup, int]], together: str | None) -> list[list[tuple[Setup, int]]]:
+    if together is None:
+        return [[one] for one in missing]
+    groups: dict[Any, list[tuple[Setup, int]]] = {}
+    for setup, seed in missing:
+        rest = Setup(**{name: part for name, part in setup.parts.items() if name != together})
+        groups.setdefault((rest, seed), []).append((setup, seed))
+    return list(groups.values())
+
+
+def _label(setup: Setup, all_setups: Sequence[Setup]) -> str:
+    """What tells this setup from the others, for the progress line."""
+    flat = [flatten(canonical(s)) for s in all_setups]
+    mine = flatten(canonical(setup))
+    return " ".join(f"{n.split('.')[-1]}={v}" for n, v in mine.items() if any(f.get(n) != v for f in flat))
+
+
+def _split(result: Mapping[str, Any], experiment: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metrics for the record's line, and arrays that go beside it."""
+    import numpy as np
+
+    metrics: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
+    for name, value in result.items():
+        if isinstance(value, np.ndarray):
+            arrays[name] = value
+        elif isinstance(value, (list, tuple)):
+            if len(value) > LINE_VALUES:
+                raise Refused(f"{experiment}: metric {name!r} has {len(value)} values; return long lists as NumPy arrays")
+            metrics[name] = [_number(v) for v in value]
+        elif isinstance(value, Mapping):
+            metrics[name] = {str(k): _number(v) for k, v in value.items()}
+        else:
+            metrics[name] = _number(value)
+    return metrics, arrays
+
+
+def _number(value: Any) -> Any:
+    """A JSON value; a number that is not finite becomes null, and the page says that it is missing."""
+    import math
+
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,87 @@
+"""What one does with this project: ``nox -l`` lists it, ``nox -s rebuild`` is the main job.
+
+All sessions share one environment in ``.nox/shared``, installed from ``pyproject.toml`` and ``constraints.txt`` when
+either has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "tests", "notebooks", "book"]
+
+ROOT = Path(__file__).parent
+HOME = ROOT / ".nox" / "shared"
+BIN = HOME / ("Scripts" if os.name == "nt" else "bin")
+Run = Callable[..., object]
+
+
+def shared(session: nox.Session) -> Run:
+    """The shared environment, installed if what it holds has changed; returns a function that runs a program of it.
+
+    pip and no other installer: its configuration decides where torch comes from.
+    """
+    recipe = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
+    want = hashlib.sha256(recipe + sys.version.encode() + str(ROOT).encode()).hexdigest()
+    stamp = HOME / "installed"
+    if not stamp.exists() or stamp.read_text() != want:
+        if not (BIN / "python").exists():
+            session.run(sys.executable, "-m", "venv", str(HOME), external=True)
+        session.log("installing the environment (a few minutes, once)")
+        python = str(BIN / "python")
+        session.run(python, "-m", "pip", "install", "-q", "--upgrade", "pip", external=True)
+        session.run(python, "-m", "pip", "install", "-q", "-e", ".[dev]", "-c", "constraints.txt", external=True)
+        stamp.write_text(want)
+    session.env["PATH"] = os.pathsep.join([str(BIN), os.environ["PATH"]])
+    session.env["VIRTUAL_ENV"] = str(HOME)
+    # nox looks a program up on its own PATH, not on session.env's: name it in full
+    return lambda program, *args, **more: session.run(str(BIN / program), *args, external=True, **more)
+
+
+@nox.session
+def rebuild(session: nox.Session) -> None:
+    """Measure on this machine what is missing, draw the pages, build the site.  -- [q33 ...] [--profile standard] [--jobs 4]"""
+    run = shared(session)
+    run("cnnstudy", "run", *session.posargs)
+    run("python", "-m", "cnnstudy.report.site", "build", "--notebooks", "_build/executed", "--machine", "this")
+
+
+@nox.session
+def book(session: nox.Session) -> None:
+    """Build the site from the committed notebooks and records; a warning, a dead link or an outside request is an error."""
+    run = shared(session)
+    run("python", "-m", "cnnstudy.report.site", "build", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The unit tests: package, layering, ledger, notebooks."""
+    run = shared(session)
+    run("pytest", "-q", *session.posargs)
+
+
+@nox.session
+def notebooks(session: nox.Session) -> None:
+    """Execute the committed notebooks again (they measure nothing) and compare every output."""
+    run = shared(session)
+    chosen = session.posargs or sorted(str(p) for p in Path("notebooks").glob("q*.ipynb"))
+    run(
+        "pytest", "-q", "-p", "no:cacheprovider", "--nbval", "--nbval-current-env", "--nbval-cell-timeout", "600",
+        "-n", "2", "--dist", "loadfile", "-W", "ignore", *chosen,
+        env={"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
+    )  # fmt: skip
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style (ruff) and types (mypy)."""
+    run = shared(session)
+    run("ruff", "check", ".")
+    run("mypy")
