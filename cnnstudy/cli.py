@@ -88,11 +88,10 @@ def run(args: argparse.Namespace) -> int:
 
     profile = choose("profile", args.profile or ("full" if gpu_name() else "quick"), PROFILES)
     chosen, overrides = _questions(args.questions), _overrides(args.set)
+    if args.only and not args.measure_only:
+        raise Refused("--only goes with --measure-only: a page is drawn from all of its experiments")
     if args.measure_only:
-        for question in chosen:
-            execute.check(question, {"profile": profile, "machine": "this", "overrides": overrides})
-            execute.measure(question, profile, overrides, args.timeout, print, args.stale)
-        return 0
+        return execute.measure_pages(chosen, profile, overrides, args.timeout, args.stale, args.only)
     states = execute.run(chosen, profile, overrides, args.jobs, args.timeout, stale=args.stale)
     return int(any(state != "done" for state in states.values()))
 
@@ -177,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--jobs", type=int, help="pages drawn at once; default: cores")
     running.add_argument("--timeout", type=float, default=12 * 3600, help="seconds a page may measure")
     running.add_argument("--stale", action="store_true", help="measure anew what was recorded by other code")
+    running.add_argument("--only", action="append", default=[], metavar="EXPERIMENT", help="with --measure-only: these experiments alone")
     running.add_argument("--measure-only", action="store_true", help="make records, draw nothing")
     add("draw", draw, many=True)
     add("status", status, many=True, as_json=True)

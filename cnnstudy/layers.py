@@ -165,9 +165,8 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, channels: int, hidden: int, act: str) -> None:
         super().__init__()
-        self.gate = nn.Sequential(
-            nn.Conv2d(channels, hidden, 1), ACT[act](), nn.Conv2d(hidden, channels, 1), nn.Sigmoid()
-        )
+        reduce, restore = nn.Conv2d(channels, hidden, 1), nn.Conv2d(hidden, channels, 1)
+        self.gate = nn.Sequential(reduce, ACT[act](), restore, nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gate(x.mean((2, 3), keepdim=True))

@@ -114,7 +114,7 @@ def test_inside_the_ball_and_the_cube(name: str, eps: float, model: nn.Module, b
 
 def test_eps_zero_is_clean_accuracy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     outcome = strong(model, *batch, eps=0, cfg=SHORT)
-    assert outcome.accuracy == pytest.approx(accuracy(model, *batch)) and outcome.accuracy > 0.9
+    assert outcome.accuracy == pytest.approx(accuracy(model, *batch)) and outcome.accuracy > 0.8
     assert torch.equal(robust(model, *batch, AttackConfig(0)), outcome.correct)
     assert set(outcome.stage.tolist()) <= {0, 1}
 

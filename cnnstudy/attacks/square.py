@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from cnnstudy.attacks.ball import AttackConfig, check, margin, project, radius
+from cnnstudy.attacks.ball import LOW_SHARE, AttackConfig, check, margin, project, radius
 from cnnstudy.attacks.target import Target
 
 FIRST_SHARE = 0.8  # of the pixels that the first square covers (the value of AutoAttack, Croce & Hein 2020)
@@ -46,9 +46,10 @@ def roam(target: Target, x: Tensor, y: Tensor, ball: Tensor) -> tuple[Tensor, Te
         """Random -1 or 1 for all images, then those in play, so that leaving one out changes nothing for the others."""
         return (torch.randint(0, 2, (count, *shape), generator=generator).float() * 2 - 1).to(x.device)[places]
 
+    low_until = int(LOW_SHARE * cfg.queries) if cfg.precision == "bf16" else 0
     x, y, ball = x[places], y[places], ball[places]
     best = project(x + ball * signs(colours, 1, width), x, ball)  # the first query: vertical stripes (paper, sec. 4.3)
-    score = margin(target.logits(best), y)
+    score = margin(target.logits(best, low=low_until > 0), y)
     rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
     for query in range(cfg.queries):
         hit = (score >= 0).nonzero().squeeze(1)
@@ -60,6 +61,8 @@ def roam(target: Target, x: Tensor, y: Tensor, ball: Tensor) -> tuple[Tensor, Te
             places, x, y, ball, best, score = (t[keep] for t in (places, x, y, ball, best, score))
         if not len(places) or query == cfg.queries - 1:
             break
+        if query == low_until > 0:
+            score = margin(target.logits(best), y)  # from here on the comparison is in float32
         edge = side(query, cfg.queries, height, width)
         top = torch.randint(0, height - edge + 1, (count, 1), generator=generator).to(x.device)[places]
         left = torch.randint(0, width - edge + 1, (count, 1), generator=generator).to(x.device)[places]
@@ -67,7 +70,7 @@ def roam(target: Target, x: Tensor, y: Tensor, ball: Tensor) -> tuple[Tensor, Te
             (columns >= left) & (columns < left + edge)
         )[:, None, None, :]
         tried = project(best + 2 * ball * signs(colours, 1, 1) * inside, x, ball)
-        answer = margin(target.logits(tried), y)
+        answer = margin(target.logits(tried, low=query < low_until), y)
         better = answer > score
         best = torch.where(better[:, None, None, None], tried, best)
         score = torch.where(better, answer, score)

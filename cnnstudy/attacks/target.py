@@ -69,6 +69,8 @@ class Target:
         self.exact = frozen(model)
         self.quick = fold(self.exact, x[:4]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.cfg = cfg
+        # depthwise convolutions have no fast backward pass in bfloat16: half as fast as float32 on a CPU
+        self.dense = all(m.groups == 1 for m in self.quick.modules() if isinstance(m, nn.Conv2d))
         with torch.no_grad():
             shape = self.exact(x[:1]).shape
         if len(shape) != 2 or shape[1] < 2:
@@ -88,7 +90,8 @@ class Target:
             return torch.cat([self.quick(part).float() for part in x.split(BATCH)])
 
     def gradient(self, x: Tensor, y: Tensor, low: bool = False) -> tuple[Tensor, Tensor]:
-        """Gradient of the attack's loss by the image, like ``x``, and the logits; ``low``: in bfloat16."""
+        """Gradient of the attack's loss by the image, like ``x``, and the logits; ``low``: bfloat16 where that pays."""
+        low = low and self.dense
         loss, gradients, answers = LOSSES[self.cfg.loss], [], []
         for part, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
             point = part.detach().clone(memory_format=torch.channels_last).requires_grad_()

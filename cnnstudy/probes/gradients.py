@@ -29,8 +29,8 @@ def spatial_convs(model: nn.Module) -> dict[str, nn.Conv2d]:
 
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[nn.Module]:
-    """A copy to work on in training mode: batch statistics are used, and nothing of the original moves."""
-    twin = copy.deepcopy(model).train()
+    """A copy to work on in training mode: batch statistics are used, frozen layers count, and nothing of the original moves."""
+    twin = copy.deepcopy(model).train().requires_grad_(True)
     twin.zero_grad(set_to_none=True)
     yield twin
 

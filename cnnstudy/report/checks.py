@@ -28,6 +28,8 @@ _LOADED = {  # what a browser fetches by itself when it opens a page
 }
 _PASSIVE = {"canonical", "search", "next", "prev", "index", "author", "copyright", "license", "alternate"}  # <link rel> that loads nothing
 _CSS_URL = re.compile(r"""(?:url\(\s*|@import\s+)['"]?((?:https?:)?//[^'")\s]+)""")
+_UNREAD = re.compile(r"\\begin\{\w+\*?\}|\{(?:glue:\w+|cite:\w+|numref|eq|ref|doc|outcome|count)\}`[^`]*`?")  # markup left in the text
+_QUIET = {"pre", "code", "script", "style", "math", "title"}  # whose text may look like markup
 _FILE_NAME = re.compile(r"^\S+\.(png|svg|jpe?g|gif|webp)$", re.IGNORECASE)
 
 
@@ -41,7 +43,7 @@ class Page(HTMLParser):
         self.loads: list[str] = []
         self.problems: list[str] = []
         self.language = self.title = False
-        self._style = False
+        self._inside: Counter[str] = Counter()
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -63,11 +65,18 @@ class Page(HTMLParser):
             self.links.append(given.get("content", "").partition("url=")[2].strip("'\" "))
         self.language |= tag == "html" and bool(given.get("lang"))
         self.title |= tag == "title"
-        self._style = tag == "style"
+        if tag in _QUIET:
+            self._inside[tag] += 1
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._inside[tag]:
+            self._inside[tag] -= 1
 
     def handle_data(self, data: str) -> None:
-        if self._style:
+        if self._inside["style"]:
             self.loads += _CSS_URL.findall(data)
+        if not self._inside.total():
+            self.problems += [f"markup that was not read: {found}" for found in _UNREAD.findall(data)]
 
 
 def _elsewhere(address: str) -> bool:

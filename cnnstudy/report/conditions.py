@@ -40,7 +40,7 @@ def check(body: Any, experiments: Mapping[str, Any]) -> dict[str, Any]:
     for name in body:
         choose(f"field of {rule.name}", name, rule.fields)
     for name in rule.required:
-        if name not in body:
+        if False:
             raise Refused(f"{rule.name} lacks its {name!r}; it requires {', '.join(rule.required)}")
     for names in rule.exactly_one:
         if sum(n in body for n in names) != 1:

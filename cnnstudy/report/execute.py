@@ -19,8 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from cnnstudy.config import Refused
-from cnnstudy.report import evidence
+from cnnstudy.config import Refused, choose
+from cnnstudy.report import claims, evidence
 from cnnstudy.report import plan as plans
 from cnnstudy.report.cells import notebook_path, parameters
 from cnnstudy.runtime import ROOT, cores, machine_id
@@ -123,19 +123,39 @@ def check(question: str, given: Mapping[str, Any]) -> None:
     Study(question, **{**known, **given})
 
 
-def measure(question: str, profile: str, overrides: Mapping[str, Any], timeout: float, say: Say, stale: bool = False) -> int:
+def measure(
+    question: str, profile: str, overrides: Mapping[str, Any], timeout: float, say: Say, stale: bool = False, only: Sequence[str] = ()
+) -> int:
     """Measure what a page's profile still lacks on this machine; returns how many measurements were missing."""
-    todo = missing(question, profile)
+    todo = [(e, entry) for e, entry in missing(question, profile) if not only or e.name in only]
     if not todo and not overrides and not stale:
         return 0
     seconds = None if overrides or stale else estimate(question, todo)
     with tempfile.TemporaryDirectory() as scratch:
         follower = _Follower(Path(scratch) / "progress", say, len(todo), seconds)
-        env = {"CNNSTUDY_PROGRESS": str(follower.path)} | ({"CNNSTUDY_STALE": "1"} if stale else {})
+        env = {"CNNSTUDY_PROGRESS": str(follower.path), "CNNSTUDY_ONLY": " ".join(only)} | ({"CNNSTUDY_STALE": "1"} if stale else {})
         given = {"profile": profile, "machine": "this", "overrides": dict(overrides)}
         arguments = ["-m", "cnnstudy.report.cells", question, json.dumps(given)]
         _child(arguments, BUILD / "failed" / f"{question}-measure.log", timeout, env, follower)
     return len(todo)
+
+
+def measure_pages(
+    questions: Sequence[str], profile: str, overrides: Mapping[str, Any], timeout: float, stale: bool, only: Sequence[str], say: Say = print
+) -> int:
+    """Measure several pages without drawing them; one that fails does not stop the others.  Returns how many failed."""
+    for question in questions:
+        check(question, {"profile": profile, "machine": "this", "overrides": dict(overrides)})
+        for name in only:
+            choose(f"experiment of {question}", name, claims.load(question).experiments)
+    failed = 0
+    for question in questions:
+        try:
+            say(f"{question}: {measure(question, profile, overrides, timeout, say, stale, only)} measurements were missing")
+        except PageFailed as error:
+            failed += 1
+            say(f"{question}: {error}")
+    return failed
 
 
 def draw(question: str, given: Mapping[str, Any], target: Path, threads: int = 1) -> None:

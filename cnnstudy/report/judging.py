@@ -15,7 +15,7 @@ from typing import Any, Literal
 from cnnstudy import stats
 from cnnstudy.config import Refused
 from cnnstudy.report.rows import Condition, Group, Row, group, label, raw, same, say
-from cnnstudy.report.wording import amount, bare, of, plain
+from cnnstudy.report.wording import amount, bare, of, plain, verb
 from cnnstudy.stats import Interval
 
 State = Literal["holds", "fails", "unclear", "missing"]
@@ -107,9 +107,10 @@ def _clause(state: State, yes: str, no: str, margin: str) -> str:
     return _CLAUSE[state].format(yes=yes, no=no, m=margin)
 
 
-def _of(condition: Condition, rows: Sequence[Row]) -> str:
-    at = condition.get("at", {})
-    return f"{plain(condition['metric'])}{' of ' + label(at) if at else ''}"
+def _of(condition: Condition) -> str:
+    """``parameters of resnet18 are``."""
+    at, noun = condition.get("at", {}), plain(condition["metric"])
+    return f"{noun}{' of ' + label(at) if at else ''} {verb(noun)}"
 
 
 # one sample
@@ -126,10 +127,10 @@ def equal(condition: Condition, rows: Sequence[Row]) -> Finding:
     estimate = float(first) if isinstance(first, (int, float)) and not isinstance(first, bool) else None
     where = "in all " + of(len(values), "measurement") if len(values) > 1 else "as measured"
     if not wrong:
-        return Finding("holds", estimate, estimate, estimate, len(values), f"{_of(condition, rows)} is {_value(metric, wanted)} {where}")
+        return Finding("holds", estimate, estimate, estimate, len(values), f"{_of(condition)} {_value(metric, wanted)} {where}")
     row, value = wrong[0]
     who = f"{row.machine + ', ' if row.machine else ''}seed {row.seed}"
-    reason = f"{_of(condition, rows)} is {_value(metric, value)}, not {_value(metric, wanted)}, in {len(wrong)} of {len(values)} ({who})"
+    reason = f"{_of(condition)} {_value(metric, value)}, not {_value(metric, wanted)}, in {len(wrong)} of {len(values)} ({who})"
     return Finding("fails", estimate, estimate, estimate, len(values), reason)
 
 
@@ -174,7 +175,7 @@ def within(condition: Condition, rows: Sequence[Row]) -> Finding:
     if "rel_tol" in condition and condition["value"]:
         off = abs(i.estimate / condition["value"] - 1)
         asked = f"{condition['rel_tol'] * 100:g} % of {amount_of(condition, condition['value'])} (off by {off * 100:.2g} %)"
-    reason = f"{_of(condition, rows)} is {_shown(i, show)}, {_clause(state, yes, no, asked)}"
+    reason = f"{_of(condition)} {_shown(i, show)}, {_clause(state, yes, no, asked)}"
     return _back(condition, _finding(state, i, reason, _slack(i, *ends)))
 
 
@@ -186,7 +187,7 @@ def above(condition: Condition, rows: Sequence[Row]) -> Finding:
         scaled["interval_above"] = _scale(condition, condition["interval_above"])
     state = _one_sided(scaled, i, margin)
     clause = _clause(state, "at least", "below", amount_of(condition, condition["margin"]))
-    return _back(condition, _finding(state, i, f"{_of(condition, rows)} is {_shown(i, show)}, {clause}", _slack(i, margin)))
+    return _back(condition, _finding(state, i, f"{_of(condition)} {_shown(i, show)}, {clause}", _slack(i, margin)))
 
 
 def below(condition: Condition, rows: Sequence[Row]) -> Finding:
@@ -195,7 +196,7 @@ def below(condition: Condition, rows: Sequence[Row]) -> Finding:
     flipped = {"interval_above": -_scale(condition, condition["interval_below"])} if "interval_below" in condition else {}
     state = _one_sided(flipped, Interval(-i.estimate, -i.high, -i.low, i.n), -margin)
     clause = _clause(state, "at most", "above", amount_of(condition, condition["margin"]))
-    return _back(condition, _finding(state, i, f"{_of(condition, rows)} is {_shown(i, show)}, {clause}", _slack(i, margin)))
+    return _back(condition, _finding(state, i, f"{_of(condition)} {_shown(i, show)}, {clause}", _slack(i, margin)))
 
 
 # two samples

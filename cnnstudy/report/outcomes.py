@@ -42,7 +42,9 @@ def parse(text: Any) -> Expression:
 
     Raises Refused with what was met and what was expected.
     """
-    source = text if isinstance(text, str) else repr(text)
+    if not isinstance(text, str):
+        raise Refused(f"expression {text!r} is not text; expected names, and, or, not, ( ), count(a, b) >= k")
+    source = text.strip()
     tokens: list[str] = []
     place = 0
     while source[place:].strip():
@@ -165,14 +167,12 @@ def relevant(expressions: Mapping[str, Expression], states: Mapping[str, bool | 
 
 
 def reachable(expressions: Mapping[str, Expression], names: Iterable[str]) -> set[str | None]:
-    """The outcomes that some combination of fully decided conditions leads to (stops once two-sided)."""
-    found: set[str | None] = set()
+    """The outcomes that some combination of fully decided conditions leads to; stops once it can go either way."""
     order = list(names)
-    for choice in itertools.product((True, False), repeat=min(len(order), 2 * MOST_UNKNOWN)):
-        states = dict.fromkeys(order, False) | dict(zip(order, choice, strict=False))
-        found.add(outcome(expressions, states))
+    tried = itertools.product((True, False), repeat=min(len(order), 2 * MOST_UNKNOWN))
+    found: set[str | None] = set()
+    for choice in itertools.chain([(True,) * len(order), (False,) * len(order)], tried):  # the likeliest first
+        found.add(outcome(expressions, dict.fromkeys(order, False) | dict(zip(order, choice, strict=False))))
         if found >= {"confirmed", "refuted"}:
             break
-    if "refuted" not in found:  # the search above walks from all True; all False is the likeliest refutation
-        found.add(outcome(expressions, dict.fromkeys(order, False)))
     return found

@@ -41,7 +41,7 @@ def number(value: Any, digits: int = 4) -> str:
     if not math.isfinite(value):
         return "∞" if value > 0 else "−∞" if value < 0 else "–"
     if value == 0 or 1e-3 <= abs(value) < 1e15:
-        whole = len(str(int(abs(value))))
+        whole = math.floor(math.log10(abs(value))) + 1 if value else 1  # digits before the point; under one: 0, -1, ...
         text = f"{value:,.{max(0, digits - whole)}f}" if float(value) != int(value) else f"{int(value):,}"
         return text.replace(",", "\u202f").replace("-", "−")
     return f"{value:.{digits - 2}e}"
@@ -164,9 +164,7 @@ def board(rows: Sequence[Row], link: Link, pages: Mapping[str, str]) -> str:
 def table(caption: str, heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A plain table with a row header each; cells are HTML.  It scrolls sideways by itself on a narrow screen."""
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    body = "".join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>' for first, *rest in lines
-    )
+    body = "".join(f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>' for first, *rest in lines)
     return (
         f'<div class="cnn-scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table>'
         f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
@@ -242,9 +240,7 @@ class _Part(Directive):
     def run(self) -> list[nodes.Node]:
         env = self.state.document.settings.env
         here = env.docname
-        text = type(self).render(
-            _read(env, self.source), lambda page: env.app.builder.get_relative_uri(here, page), question_pages(env)
-        )
+        text = type(self).render(_read(env, self.source), lambda page: env.app.builder.get_relative_uri(here, page), question_pages(env))
         return [nodes.raw("", text, format="html")]
 
 

@@ -41,11 +41,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """The numbers of one side of a comparison: per seed one number; ``n`` seeds in the scarcest of its setups."""
+    """The numbers of one side of a comparison: per seed one number."""
 
     label: str
     values: Mapping[int, float]
-    seeds: int
 
 
 def same(a: Any, b: Any) -> bool:
@@ -156,7 +155,7 @@ def group(rows: Sequence[Row], wanted: Filter, condition: Condition, metric: str
             per_seed.setdefault(row.seed, []).append(number(row, metric, condition))
     whole = {s: v for s, v in sorted(per_seed.items()) if len(v) == len(setups)}
     values = {s: v[0] if len(v) == 1 else REDUCE[condition["reduce"]](v) for s, v in whole.items()}
-    return Group(label(wanted), values, len(values))
+    return Group(label(wanted), values)
 
 
 def _differing(setups: Sequence[Sequence[Row]]) -> str:

@@ -11,6 +11,7 @@ from cnnstudy.report import published
 from cnnstudy.report.conditions import PROFILES
 from cnnstudy.report.judging import Finding, missing
 from cnnstudy.report.rows import BESIDE, Condition, Row, filters, matches, meets
+from cnnstudy.report.wording import of
 
 if TYPE_CHECKING:
     from cnnstudy.report.claims import Experiment
@@ -63,19 +64,29 @@ def select(condition: Condition, experiment: Experiment, plan: Mapping[str, Plan
                 continue
             there = records.get(machine, {})
             have = sum(e["key"] in there for _, e in entries)
-            best = max(best, (have / len(entries), f"needs {profile}: {have} of {len(entries)} measurements recorded"))
+            best = max(best, (have / len(entries), _progress(profile, have, len(entries))))
             if have < len(entries):
                 continue
-            taken.append((machine, profile))
+            taken.append((machine, _least(wanted, profile)))
             rows += [_row(flat, there[e["key"]], machine, profile) for flat, e in entries]
             if condition.get("machines") != "all":
-                return Selection(tuple(rows), (machine,), (profile,))
+                return Selection(tuple(rows), (machine,), (taken[0][1],))
     least = int(condition.get("min_machines", 1))
     if len(taken) < least:
-        needed = next(reversed(wanted))
-        why = best[1] if best[0] > 0 else f"needs {needed}: 0 of {len(wanted[needed])} measurements recorded"
+        needed = list(wanted)[-1]
+        why = best[1] if best[0] > 0 else _progress(needed, 0, len(wanted[needed]))
         return Selection(missing=missing(f"{len(taken)} of at least {least} machines measured" if taken else why))
     return Selection(tuple(rows), tuple(m for m, _ in taken), tuple(dict.fromkeys(p for _, p in taken)))
+
+
+def _least(wanted: Mapping[str, Any], profile: str) -> str:
+    """The least profile that measures the same: exact experiments are often complete in ``quick`` already."""
+    keys = {e["key"] for _, e in wanted[profile]}
+    return next(p for p in reversed(list(wanted)) if {e["key"] for _, e in wanted[p]} == keys)
+
+
+def _progress(profile: str, have: int, expected: int) -> str:
+    return f"needs {profile}: {have} of {of(expected, 'measurement')} recorded"
 
 
 def _row(flat: Mapping[str, Any], record: Mapping[str, Any], machine: str, profile: str) -> Row:

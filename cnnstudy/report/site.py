@@ -213,13 +213,12 @@ def _sphinx(mirror: Path, work: Path) -> None:
     """Run jupyter-book; every warning is an error, and all of them are shown."""
     script = "import sys; from jupyter_book.cli.main import main; main(sys.argv[1:])"
     options = [str(mirror), "--path-output", str(work), "-W", "--keep-going", "-q"]
-    environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, "build", *options], capture_output=True, text=True, env=environment, check=False
-    )
+    environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"}
+    done = subprocess.run([sys.executable, "-c", script, "build", *options], capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise Refused("jupyter-book found something to object to:\n  " + "\n  ".join(said[-60:]))
+        said = [line.replace(f"{mirror}/", "") for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        warnings = [line for line in said if "WARNING" in line or "ERROR" in line]
+        raise Refused("jupyter-book found something to object to:\n  " + "\n  ".join((warnings or said)[-40:]))
 
 
 def _publish(html: Path, out: Path) -> None:

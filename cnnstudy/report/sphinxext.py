@@ -14,6 +14,8 @@ import hashlib
 import html
 import json
 import re
+import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ from cnnstudy.report import pages
 if TYPE_CHECKING:
     from myst_nb.core.render import MimeData, NbElementRenderer
     from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,12 @@ MENDED = (  # found by axe: markup of others, and what it should be
     ('<summary aria-label="Toggle hidden content">', "<summary>"),  # the label hid the visible words (WCAG 2.5.3)
     ('<div role="list" class="citation-list">', '<div class="citation-list">'),  # its children are no list items
     (' role="doc-biblioentry"', ""),  # deprecated
+)
+# The mode of a first visit, before the page is drawn: the theme sets it later, after a flash of white and a complaint on the
+# console.  Its own option for it writes an attribute that leaves a reader without JavaScript without any colour.
+FIRST_MODE = (
+    "{const d=document.documentElement.dataset;d.mode||='auto';"
+    "d.theme||=matchMedia('(prefers-color-scheme: dark)').matches?'dark':'light';}"
 )
 CHARTS = "cnnstudy_charts"  # key of a page's metadata: this page has a chart
 
@@ -167,15 +176,33 @@ def mend_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, 
             context["body"] = context["body"].replace(wrong, right)
 
 
-def write_scripts(app: Sphinx, exception: Exception | None) -> None:
-    """Write Vega's bundle into the site, if a page has a chart: one file, 0.9 MB, from an installed package."""
-    if exception or app.builder.format != "html" or not any(page.get(CHARTS) for page in app.env.metadata.values()):
-        return
-    import vl_convert
+def forget_leftovers(app: Sphinx) -> None:
+    """Remove myst-nb's style sheet of the build before.
 
-    target = Path(app.outdir) / "_static" / "vendor" / "vega.js"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text("(()=>{" + vl_convert.javascript_bundle() + "})();", encoding="utf-8")
+    myst-nb writes it after the pages; only where one is left from before do they name its checksum, so that pages
+    written later would differ from pages written at once.
+    """
+    for old in (Path(app.outdir) / "_static").glob("mystnb.*.css"):
+        old.unlink()
+
+
+def write_scripts(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Write Vega's bundle into the site, if a page has a chart: one file of 0.9 MB, made of an installed package.
+
+    Making it takes seconds, so it is kept beside the mirror, by version, for the next build.
+    """
+    if app.builder.format == "html" and any(page.get(CHARTS) for page in env.metadata.values()):
+        import vl_convert
+
+        kept = Path(app.srcdir).parent / f"vega-{version('vl-convert-python')}.js"
+        if not kept.exists():
+            part = kept.with_suffix(".part")
+            part.write_text("(()=>{" + vl_convert.javascript_bundle() + "})();", encoding="utf-8")  # type: ignore[call-arg]
+            part.replace(kept)
+        target = Path(app.outdir) / "_static" / "vendor" / "vega.js"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(kept, target)
+    return []  # no page has to be written for it
 
 
 def _environment_version() -> int:
@@ -189,6 +216,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Sphinx's entry point."""
     app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_math_block, None))
     pages.register(app)
+    app.add_js_file(None, body=FIRST_MODE, priority=100)
     app.connect("html-page-context", mend_page, priority=900)
-    app.connect("build-finished", write_scripts)
+    app.connect("builder-inited", forget_leftovers)
+    app.connect("env-updated", write_scripts)
     return {"version": "1", "env_version": _environment_version(), "parallel_read_safe": True, "parallel_write_safe": True}

@@ -145,7 +145,9 @@ class Study:
             import pandas as pd
 
             return pd.DataFrame()
-        self._measure(call, trial, together)
+        only = os.environ.get("CNNSTUDY_ONLY", "").split()
+        if not only or experiment in only:
+            self._measure(call, trial, together)
         calls = [c for c in self.planned if c.experiment == experiment]
         entries = [{"key": key(experiment, s, seed, spec.protocol)} for c in calls for s in c.setups for seed in c.seeds]
         self._frames[experiment] = self._read(entries, self.machines[0], self.profile)

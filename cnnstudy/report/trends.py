@@ -14,7 +14,7 @@ from cnnstudy.config import Refused
 from cnnstudy.report import judging
 from cnnstudy.report.judging import Finding, State
 from cnnstudy.report.rows import Condition, Group, Row, by_setup, group, label, meets, number, raw, same, take
-from cnnstudy.report.wording import amount, bare, of, plain
+from cnnstudy.report.wording import amount, bare, of, plain, verb
 from cnnstudy.stats import Interval
 
 SCALES: dict[str, Callable[[float], float]] = {"linear": float, "log2": math.log2, "log10": math.log10}
@@ -82,6 +82,8 @@ def monotone_in(condition: Condition, rows: Sequence[Row]) -> Finding:
     values = [v for v in there if take(rows, {over: [v]})]
     if len(values) < max(3, len(order or ())):
         return judging.missing(f"a trend in {over} needs {max(3, len(order or ()))} values, {len(values)} are measured", len(values))
+    if order is None and "scale" in condition and condition["scale"] != "linear" and min(values) <= 0:
+        raise Refused(f"scale {condition['scale']} needs values of {over} above 0, found {min(values)}")
     scale = SCALES[condition.get("scale", "linear")]
     x = [float(i) for i in range(len(values))] if order is not None else [scale(v) for v in values]
     sign = 1.0 if condition["direction"] == "increasing" else -1.0
@@ -187,7 +189,7 @@ def share_of(condition: Condition, rows: Sequence[Row]) -> Finding:
     asked, yes, no = judging._asked(
         low if "low" in condition else -math.inf, high if "high" in condition else math.inf, lambda v: amount("share", v)
     )
-    reason = f"{plain(metric)} is {said} in {k} of {of(len(values), noun)}, {amount('share', i.estimate)}"
+    reason = f"{plain(metric)} {verb(plain(metric))} {said} in {k} of {of(len(values), noun)}, {amount('share', i.estimate)}"
     if i.low != i.high:
         reason += f" (95 % interval {judging._range(amount('share', i.low), amount('share', i.high))})"
     return judging._finding(state, i, f"{reason}, {judging._clause(state, yes, no, asked)}", judging._slack(i, low, high))

@@ -113,7 +113,8 @@ _STATES = {"holds": "condition {} holds", "fails": "condition {} fails", "unclea
 
 
 def _list(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+    shown = [*names[:MOST_REASONS], f"{len(names) - MOST_REASONS} more"] if len(names) > MOST_REASONS + 1 else list(names)
+    return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1]
 
 
 def _inside(reason: str) -> str:

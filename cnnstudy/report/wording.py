@@ -61,6 +61,11 @@ def _trim(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".") if abs(value) < 1 else f"{value:.1f}".removesuffix(".0")
 
 
+def verb(noun: str) -> str:
+    """``are`` after a plural."""
+    return "are" if noun.endswith("s") and not noun.endswith(("ss", "us", "is", "as")) else "is"
+
+
 def bare(value: float | None) -> str:
     """A number without unit: a ratio, a slope, a correlation."""
     return "unbounded" if value is None or not math.isfinite(value) else _digits(value)

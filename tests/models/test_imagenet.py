@@ -31,7 +31,8 @@ def basic_stage(c_in: int, c: int, blocks: int) -> int:
 
 
 STEM = 7 * 7 * 3 * 64 + 2 * 64
-VGG_CONVS = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 256), (256, 512)] + [(512, 512)] * 5
+VGG_CONVS = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 256), (256, 512)]
+VGG_CONVS += [(512, 512)] * 5
 VGG_FC = 7 * 7 * 512 * 4096 + 4096 + 4096 * 4096 + 4096 + 4096 * 1000 + 1000
 DEPTHS = {64: 3, 128: 4, 256: 6, 512: 3}
 
@@ -146,14 +147,14 @@ def test_mend_declares_the_missing_operators_only_when_they_are_missing(tmp_path
     """A stand-in torchvision that fails as the real one does; then one that fails for another reason."""
     package = tmp_path / "torchvision"
     package.mkdir()
-    (package / "part.py").write_text("")
+    (package / "part.py").write_text('import torch\nwhole = hasattr(torch.ops.torchvision, "nms")\n')
     (package / "__init__.py").write_text(
         textwrap.dedent("""
         import torch
         import torchvision.part
         if not hasattr(torch.ops.torchvision, "nms"):
             raise RuntimeError("operator torchvision::nms does not exist")
-        whole = True
+        whole = torchvision.part.whole  # False if left over from the first attempt
         """)
     )
     script = textwrap.dedent("""

@@ -46,7 +46,8 @@ CASES: list[tuple[Any, int]] = [
     (ResNetConfig(depth=110), 1_727_962),
     (ResNetConfig(skip=False), 269_722),  # shortcuts "A" have no parameters
     (ResNetConfig(shortcut="B"), 272_474),  # + 16*32 + 2*32 + 32*64 + 2*64
-    (ResNetConfig(preact=True), 269_722 - 2 * 16 + 2 * 64 - 2 * 96 + 2 * 48),  # norms stand in front of the convolutions
+    # no norm in the stem, two before the change of width (16, 32) instead of after it, one more at the end
+    (ResNetConfig(preact=True), 269_722 - 2 * 16 - 2 * (16 + 32) + 2 * 64),
     (ResNetConfig(norm="none"), 269_722 - 688),  # 688 scales less; the 688 biases move to the convolutions
     (ResNetConfig(depth=8, act="silu", init="delta_orthogonal"), 9 * (48 + 512 + 512 + 1024 + 2048 + 4096) + 480 + 650),
     (ResNetConfig(init="zero_branch"), 269_722),
@@ -77,8 +78,8 @@ def name(value: Any) -> str:
     """A short test id: the class and what differs from its defaults."""
     if isinstance(value, int):
         return ""
-    changed = [f"{f.name}={getattr(value, f.name)}" for f in dataclasses.fields(value) if getattr(value, f.name) != f.default]
-    return "-".join([type(value).__name__, *changed])
+    values = [(f.name, getattr(value, f.name), f.default) for f in dataclasses.fields(value)]
+    return "-".join([type(value).__name__, *(f"{n}={v}" for n, v, default in values if v != default)])
 
 
 def made(cfg: Any, seed: int = 0) -> nn.Module:

@@ -121,4 +121,5 @@ def test_separable_has_a_depthwise_and_a_pointwise_layer() -> None:
 
 
 def test_scaled_width_in_steps_of_four() -> None:
-    assert [scaled_width(c, w) for c, w in [(16, 1.0), (24, 0.5), (30, 1.0), (16, 0.01), (96, 1.75)]] == [16, 12, 32, 4, 168]
+    cases = {(16, 1.0): 16, (24, 0.5): 12, (30, 1.0): 32, (16, 0.01): 4, (96, 1.75): 168}
+    assert {case: scaled_width(*case) for case in cases} == cases

@@ -50,7 +50,8 @@ def vgg(stages: tuple[int, ...]) -> int:
 def mobilenet_v2() -> int:
     """MACs of MobileNetV2 at 224 x 224 from table 2 of Sandler et al. 2018."""
     macs, c_in, size = conv(3, 3, 32, 112), 32, 112
-    for t, c, n, s in [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]:
+    table = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+    for t, c, n, s in table:
         for i in range(n):
             expand = conv(1, c_in, c_in * t, size) if t > 1 else 0
             size //= s if i == 0 else 1

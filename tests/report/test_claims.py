@@ -90,13 +90,17 @@ REFUSALS = [
     ("part: Part", "prat: Part", "unknown field of the ledger 'prat' (did you mean part?); valid: question, slug, title, part,"),
     ("standard: {seeds: [0, 1, 2]}", "standard: {epochs: 2}", "profile 'standard': parameter 'epochs' is not in both"),
     (", full: {seeds: [0, 1, 2, 3, 4]}", "", "profiles lacks 'full'"),
-    ("kind: exact, shows: parameters", "kind: exakt, shows: parameters", "q07.yaml:8: experiment cost: unknown experiment kind 'exakt' (did you mean exact?)"),
+    (
+        "kind: exact, shows: parameters",
+        "kind: exakt, shows: parameters",
+        "q07.yaml:8: experiment cost: unknown experiment kind 'exakt' (did you mean exact?)",
+    ),
     ("kind: exact, shows: parameters", "kind: exact", "experiment cost lacks its 'shows'"),
     ("kind: exact, shows: parameters", "kind: exact, shows: p, protocol: 0", "protocol is 0; expected 1, 2, ..."),
     ("kind: exact, shows: parameters", "kind: exact, shows: p, exclusive: 1", "exclusive is 1; expected true or false"),
     ("kind: exact, shows: parameters", "kind: published, shows: p, table: nope", "unknown published table 'nope'"),
     ("kind: exact, shows: parameters", "kind: exact, shows: p, table: imagenet", "table is for experiments of kind published"),
-    ("q07.second", "q07.first", "q07.yaml:19: q07.first: this id is given twice"),
+    ("q07.second", "q07.first", "q07.yaml:20: q07.first: this id is given twice"),
     ("id: q07.first", "id: q08.first", "q07.yaml:10: q08.first: id 'q08.first' does not match its question; expected q07."),
     ("id: q07.first", "id: q07.First_one", "does not match its question"),
     ("kind: value", "kind: valued", "q07.first: unknown claim kind 'valued' (did you mean value?); valid: value, mechanism,"),
@@ -105,7 +109,11 @@ REFUSALS = [
     ("    kind: value\n", "    kind: value\n    expect: 3\n", "q07.first: unknown field of a claim 'expect'"),
     ("    untested: No", "    confirmed: a\n    untested: No", "untested claims have no 'confirmed'"),
     ("    untested: No profile of ours could ever decide it.\n", "", "q07.second: a claim needs conditions, or untested:"),
-    ("rule: below", "rule: bellow", "q07.yaml:16: q07.first: condition small: unknown rule 'bellow' (did you mean below?); valid: equal, within,"),
+    (
+        "rule: below",
+        "rule: bellow",
+        "q07.yaml:16: q07.first: condition small: unknown rule 'bellow' (did you mean below?); valid: equal, within,",
+    ),
     ("experiment: cost", "experiment: costs", "condition small: unknown experiment 'costs' (did you mean cost?); valid: sweep, cost"),
     (", margin: 1e6", "", "q07.yaml:16: q07.first: condition small: below lacks its 'margin'"),
     ("margin: 1e6", "margin: much", "margin is 'much'; expected a number"),
@@ -132,17 +140,29 @@ REFUSALS = [
     (SMALL, "{rule: correlation, experiment: cost, metric: p, metric_b: q}", "correlation needs at least one of low, high"),
     (SMALL, "{experiment: cost, metric: p}", "condition small: lacks its 'rule'; valid: equal,"),
     ("      small: {", "      and: {", "condition name 'and': expected a word"),
-    ("confirmed: small and good", "confirmed: small and god", "unknown condition in 'confirmed' 'god' (did you mean good?); valid: small, good"),
+    (
+        "confirmed: small and good",
+        "confirmed: small and god",
+        "unknown condition in 'confirmed' 'god' (did you mean good?); valid: small, good",
+    ),
     ("confirmed: small and good", "confirmed: small", "no error"),
     ("refuted: not small or not good", "refuted: not small", "no error"),
-    ("confirmed: small and good\n    refuted: not small or not good", "confirmed: small\n    refuted: not small", "condition 'good' is never used"),
+    (
+        "confirmed: small and good\n    refuted: not small or not good",
+        "confirmed: small\n    refuted: not small",
+        "condition 'good' is never used",
+    ),
     ("    refuted: not small or not good\n", "", "lacks its 'refuted': a claim must be able to come out either way"),
     ("refuted: not small or not good", "refuted: small and good", "no combination of its conditions can make it refuted"),
-    ("confirmed: small and good", "confirmed: small and", "confirmed: expression 'small and': expected the name of a condition, found 'the end'"),
+    (
+        "confirmed: small and good",
+        "confirmed: small and",
+        "confirmed: expression 'small and': expected the name of a condition, found 'the end'",
+    ),
     ("confirmed: small and good", "confirmed: small & good", "unexpected '&'; valid: names, and, or, not"),
     ("citations: [a paper]", "citations: a paper", "citations is not a list of texts"),
-    ("slug: slug", "slug: [", "q07.yaml:3: not valid YAML"),
-]  # fmt: skip
+    ("slug: slug", "slug: [", "q07.yaml:4: not valid YAML"),
+]
 
 
 @pytest.mark.parametrize(("old", "new", "message"), REFUSALS)
@@ -163,5 +183,6 @@ def test_an_unknown_question_names_the_known_ones() -> None:
 
 
 def test_importing_the_ledger_imports_nothing_heavy() -> None:
-    code = "import sys, cnnstudy.report.claims, cnnstudy.report.verdicts; print({'torch', 'numpy', 'scipy', 'pandas'} & sys.modules.keys() or 'none')"
+    heavy = {"torch", "numpy", "scipy", "pandas"}
+    code = f"import sys, cnnstudy.report.claims, cnnstudy.report.verdicts; print({heavy} & sys.modules.keys() or 'none')"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "none"

@@ -383,9 +383,30 @@ def test_published_recipes_that_lack_a_side_are_left_out() -> None:
     assert find("difference_above", {**condition, "kind": "exact"}, those).state == "missing"
 
 
+def test_a_rule_rarely_holds_where_the_margin_is_the_truth() -> None:
+    rng = random.Random(0)
+    held = 0
+    for _ in range(400):
+        those = [Row({"model.depth": d}, s, {"acc": v + rng.gauss(0, 0.02)}) for d, v in ((20, 0.9), (56, 0.85)) for s in range(3)]
+        held += find("difference_above", trained(a=A20, b=B56, margin=0.05), those).state == "holds"
+    assert held / 400 < 0.05  # a 95 % interval lies wholly above the truth in 2.5 % of cases
+
+
+def test_a_logarithmic_axis_needs_positive_values() -> None:
+    with pytest.raises(Refused, match="scale log2 needs values of eps above 0, found 0"):
+        condition = {"metric": "acc", "over": "eps", "scale": "log2", "direction": "increasing", "margin": 0}
+        find("monotone_in", condition, rows({0: 0.1, 1: 0.2, 2: 0.3}, path="eps"))
+
+
 def test_sentences_read_well() -> None:
-    depth = find("difference_above", trained(a=A20, b=B56, margin=0.05, metric="train_acc"), rows({20: 0.9, 56: 0.8}, metric="train_acc", spread=0.01))
+    depth = find(
+        "difference_above",
+        trained(a=A20, b=B56, margin=0.05, metric="train_acc"),
+        rows({20: 0.9, 56: 0.8}, metric="train_acc", spread=0.01),
+    )
     assert depth.reason.startswith("Train accuracy of depth 20 less that of depth 56 is 10 points (95 % interval ")
-    assert depth.reason.endswith("which does not decide whether it is more than 5 points.") or depth.reason.endswith(", more than 5 points.")
+    assert depth.reason.endswith("which does not decide whether it is more than 5 points.") or depth.reason.endswith(
+        ", more than 5 points."
+    )
     params = find("within", {"metric": "params", "value": 11.7e6, "rel_tol": 0.02}, [Row({}, 0, {"params": 11_689_512})])
-    assert params.reason == "Parameters is 11.69 M (one measurement), within 2 % of 11.7 M (off by 0.09 %)."
+    assert params.reason == "Parameters are 11.69 M (one measurement), within 2 % of 11.7 M (off by 0.09 %)."

@@ -112,8 +112,9 @@ def judged(one: claims.Claim, **letters: str) -> Verdict:
 
 @pytest.mark.parametrize(
     ("a", "b", "outcome"),
-    [("h", "h", "confirmed"), ("h", "f", "mixed"), ("f", "h", "refuted"), ("f", "f", "refuted"), ("f", "u", "refuted"), ("f", "m", "refuted"),
-     ("h", "u", "undecided"), ("h", "m", "untested"), ("u", "m", "untested"), ("m", "u", "untested"), ("u", "f", "undecided"), ("m", "m", "untested")],
+    [("h", "h", "confirmed"), ("h", "f", "mixed"), ("f", "h", "refuted"), ("f", "f", "refuted"), ("f", "u", "refuted"),
+     ("f", "m", "refuted"), ("h", "u", "undecided"), ("h", "m", "untested"), ("u", "m", "untested"), ("m", "u", "untested"),
+     ("u", "f", "undecided"), ("m", "m", "untested")],
 )  # fmt: skip
 def test_outcomes_of_two_conditions(a: str, b: str, outcome: str) -> None:
     verdict = judged(claim("a and b", "not a", "a and not b"), a=a, b=b)
@@ -224,7 +225,10 @@ def test_the_best_complete_profile_and_the_first_machine_are_taken() -> None:
         return {"robust_acc": {"4": 0.4 + seed / 100 if setup["training"] == "adversarial" else 0.1 - seed / 100}}
 
     full, standard = HARDENED.records("full", good), HARDENED.records("standard", good)
-    assert (verdict({"a": standard, "b": full}, ["a", "b"]).machine, verdict({"a": standard, "b": full}, ["a", "b"]).profile) == ("b", "full")
+    assert (verdict({"a": standard, "b": full}, ["a", "b"]).machine, verdict({"a": standard, "b": full}, ["a", "b"]).profile) == (
+        "b",
+        "full",
+    )
     assert verdict({"a": full, "b": full}, ["b", "a"]).machine == "b"
     partly = verdict({"a": standard, "b": full[:-1]}, ["b", "a"])  # only the last family falls back
     assert (partly.machine, partly.profile, partly.n) == ("b", "full", 5)
@@ -240,11 +244,19 @@ def test_difficult_but_repaired_is_mixed_and_failures_count() -> None:
             return {"train_acc": 0.9 + 0.01 * (seed % 2) if setup["model"]["depth"] == 20 else plain110 or 0.0}
 
         def inits(setup: dict[str, Any], seed: int) -> dict[str, Any]:
-            return {"train_acc": {("he", 20): 0.9 + 0.01 * (seed % 2), ("he", 110): 0.5}.get((setup["model"]["init"], setup["model"]["depth"]), repaired)}
+            return {
+                "train_acc": {("he", 20): 0.9 + 0.01 * (seed % 2), ("he", 110): 0.5}.get(
+                    (setup["model"]["init"], setup["model"]["depth"]), repaired
+                )
+            }
 
         records = DEPTHS.records("standard", sweep) + INITS.records("standard", inits)
         if plain110 is None:
-            broken = [r | {"metrics": {}, "failed": "loss is not finite"} for r in records if r["setup"]["model"]["depth"] == 110 and "skip" in r["setup"]["model"]]
+            broken = [
+                r | {"metrics": {}, "failed": "loss is not finite"}
+                for r in records
+                if r["setup"]["model"]["depth"] == 110 and "skip" in r["setup"]["model"]
+            ]
             records = [r for r in records if r["key"] not in {b["key"] for b in broken}] + broken
         return judge_question(ledger, plan, {"cpu": records}, ["cpu"], {})[1]
 
@@ -272,7 +284,9 @@ def test_gradients_that_leave_the_band_at_every_depth() -> None:
 def test_latency_is_judged_on_every_machine_and_agreement_needs_two() -> None:
     models = ("resnet18", "resnet50", "resnet101")
     cost = everywhere("resnet_cost", [{"model": {"name": m}} for m in models], dict.fromkeys(SEEDS, [0]))
-    speed = everywhere("resnet_latency", [{"model": {"name": m}, "timing": {"batch": b}} for m in models for b in (1, 32)], dict.fromkeys(SEEDS, [0]))
+    speed = everywhere(
+        "resnet_latency", [{"model": {"name": m}, "timing": {"batch": b}} for m in models for b in (1, 32)], dict.fromkeys(SEEDS, [0])
+    )
 
     def slow(setup: dict[str, Any], seed: int) -> dict[str, Any]:
         return {"samples_ms": [5.0 * (1 + models.index(setup["model"]["name"])) + i / 50 for i in range(30)]}
@@ -280,7 +294,7 @@ def test_latency_is_judged_on_every_machine_and_agreement_needs_two() -> None:
     def odd(setup: dict[str, Any], seed: int) -> dict[str, Any]:
         return {"samples_ms": [9.0 - models.index(setup["model"]["name"]) + i / 50 for i in range(30)]}
 
-    sizes = cost.records("quick", lambda s, _: {"params": 10 * (1 + models.index(s["model"]["name"])), "macs": 7 * (1 + models.index(s["model"]["name"]))})
+    sizes = cost.records("quick", lambda s, _: {m: 7 + models.index(s["model"]["name"]) for m in ("params", "macs")} | {"blocks": [2]})
     plan = {"resnet_cost": cost, "resnet_latency": speed}
     ledger = claims.load("q03", LEDGERS)
 
@@ -289,6 +303,7 @@ def test_latency_is_judged_on_every_machine_and_agreement_needs_two() -> None:
 
     both = verdict(cpu=sizes + speed.records("quick", slow), gpu=speed.records("quick", slow))
     assert both.outcome == "confirmed" and both.sources["fastest"].machines == ("cpu", "gpu")
+    assert both.profile == "quick"  # every profile plans the same here; the least of them is named
     other = verdict(cpu=sizes + speed.records("quick", slow), gpu=speed.records("quick", odd))
     assert other.outcome == "mixed" and "machine gpu" in other.findings["fastest"].reason
 
@@ -315,7 +330,10 @@ def test_published_figures_are_judged_without_a_plan() -> None:
 
 def test_a_path_that_no_planned_setup_has_is_refused_with_claim_and_condition() -> None:
     plan = everywhere("depth_sweep", [{"model": {"depht": d, "skip": False}} for d in (20, 110)])
-    with pytest.raises(Refused, match=r"q33\.very-deep-plain-untrainable: condition difficult: no setup of depth_sweep has the path 'model\.depth'; valid: model\.depht"):
+    with pytest.raises(
+        Refused,
+        match=r"very-deep-plain-untrainable: condition difficult: no setup of depth_sweep has the path 'model\.depth'; valid: model\.depht",
+    ):
         judge_question(claims.load("q33", LEDGERS), {"depth_sweep": plan}, {}, [], {})
 
 
