@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "tests", "notebooks", "book"]
+nox.options.sessions = ["lint", "tests", "notebooks", "remeasure", "book"]
 
 ROOT = Path(__file__).parent
 HOME = ROOT / ".nox" / "shared"
@@ -77,6 +78,16 @@ def notebooks(session: nox.Session) -> None:
         "-n", "2", "--dist", "loadfile", "-W", "ignore", *chosen,
         env={"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
     )  # fmt: skip
+
+
+@nox.session
+def remeasure(session: nox.Session) -> None:
+    """Measure the quick profile of all pages into an empty store, draw them, and compare what is exact with the book."""
+    run = shared(session)
+    fresh = ROOT / "_build" / "remeasured"
+    shutil.rmtree(fresh, ignore_errors=True)
+    run("cnnstudy", "run", "--profile", "quick", *session.posargs, env={"CNNSTUDY_RECORDS": str(fresh)})
+    run("python", "-m", "cnnstudy.report.sentinels", str(fresh))
 
 
 @nox.session

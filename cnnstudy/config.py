@@ -184,6 +184,8 @@ def _replace(config: Any, rest: str, value: Any, path: str) -> Any:
     name, _, deeper = rest.partition(".")
     choose(f"field of {type(config).__name__}", name, [f.name for f in dataclasses.fields(config)])
     inner = _replace(getattr(config, name), deeper, value, path) if deeper else value
+    if not deeper:
+        _coerce(inner, _annotations(type(config))[name], path)  # refuse a wrong type before the config's own checks meet it
     if isinstance(inner, list):  # JSON has lists where a frozen config has tuples
         inner = tuple(inner)
     return dataclasses.replace(config, **{name: inner})

@@ -1,113 +1,132 @@
-"""Inference engines: a network and a batch in, a call to be timed out.
+"""What runs a network, and how long it takes: PyTorch eager on a CPU, ONNX Runtime on a CPU, PyTorch on CUDA.
 
-``torch`` runs eagerly on this process's device in channels_last; ``onnx`` and ``onnx-int8`` run on the CPU with ONNX
-Runtime, the latter after static quantisation with one scale per output channel, unsigned activations and
-signed weights (QDQ, U8S8), which is what its kernels for processors with VNNI are fast at.
+Latency is of one forward pass in evaluation mode, without gradients, float32, on random images.  Networks are timed in
+turn (``timing.benchmark``); a group of many is split so that their weights fit into memory.  Subnormal numbers are
+read as zero, because random weights may shrink a signal so far that they, and not the network, set the time.
 """
 
 from __future__ import annotations
 
-import contextlib
+import gc
 import io
-import logging
-import tempfile
+import random
 import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cnnstudy.config import choose
-from cnnstudy.runtime import device
+from cnnstudy.config import Refused, choose
+from cnnstudy.models.zoo import ZooConfig, zoo
+from cnnstudy.probes.attribution import counted
+from cnnstudy.runtime import threads as torch_threads
+from cnnstudy.timing import benchmark, summary
 
-Call = Callable[[], object]
+Runner = Callable[[], Any]
+AT_ONCE = 500_000_000  # parameters of networks held at a time: 2 GB of weights, twice that with ONNX Runtime's packing
 
 
-def _torch(model: nn.Module, x: Tensor, threads: int) -> Call:
-    where = device() if not threads else torch.device("cpu")  # a number of threads is asked of a processor
-    model, x = model.to(where, memory_format=torch.channels_last), x.to(where, memory_format=torch.channels_last)
+def eager(model: nn.Module, x: Tensor, threads: int) -> Runner:
+    """PyTorch on the CPU, operator by operator.  ``threads`` is set by :func:`latency` around the whole group."""
 
-    def call() -> object:
+    def run() -> Tensor:
         with torch.inference_mode():
-            return model(x)
+            out: Tensor = model(x)
+        return out
 
-    return call
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints its progress and warns about its own parts; errors still come through."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    return run
 
 
-def _export(model: nn.Module, x: Tensor, path: Path) -> None:
-    program = torch.onnx.export(model, (x,), dynamo=True, input_names=["x"], verbose=False)
-    assert program is not None
-    program.save(path)
+def onnxruntime(model: nn.Module, x: Tensor, threads: int) -> Runner:
+    """ONNX Runtime on the CPU, all graph optimisations, ``threads`` threads within an operator and one between.
 
-
-class _Calibration:
-    """The batches on which ONNX Runtime finds the ranges of activations."""
-
-    def __init__(self, batches: list[Any]) -> None:
-        self.left = list(batches)
-
-    def get_next(self) -> dict[str, Any] | None:
-        return {"x": self.left.pop(0)} if self.left else None
-
-
-def _session(path: Path, x: Tensor, threads: int) -> Call:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1  # 0: as many as there are cores
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {"x": x.numpy()}
-    return lambda: session.run(None, feed)
-
-
-def _onnx(model: nn.Module, x: Tensor, threads: int) -> Call:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        with _quiet():
-            _export(model, x, path)
-        return _session(path, x, threads)
-
-
-def _onnx_int8(model: nn.Module, x: Tensor, threads: int) -> Call:
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    with tempfile.TemporaryDirectory() as folder:
-        path, folded, small = (Path(folder) / f"{name}.onnx" for name in ("model", "folded", "int8"))
-        with _quiet():
-            _export(model, x, path)
-            quant_pre_process(path, folded, skip_symbolic_shape=True)  # folds batch norms into convolutions
-            quantize_static(
-                folded, small, _Calibration([x.numpy()]), quant_format=QuantFormat.QDQ, per_channel=True,
-                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            )  # fmt: skip
-        return _session(small, x, threads)
-
-
-ENGINES: dict[str, Callable[[nn.Module, Tensor, int], Call]] = {"torch": _torch, "onnx": _onnx, "onnx-int8": _onnx_int8}
-
-
-def prepare(model: nn.Module, x: Tensor, engine: str = "torch", threads: int = 0) -> Call:
-    """A call that runs ``model`` once on the batch ``x`` (N, 3, H, W), made ready for timing.
-
-    ``engine``: a name in ``ENGINES``.  ``threads``: 0 for all cores; any other number keeps "torch" on the CPU,
-    where the caller sets torch's number of threads.  INT8 ranges are calibrated on ``x`` itself: enough for
-    timing, not for accuracy.  Raises Refused for an unknown engine.
+    Exported through TorchScript: for convolutional networks the graph is the same as the newer exporter's after
+    optimisation, in a tenth of its time.
     """
-    return ENGINES[choose("engine", engine, ENGINES)](model.eval(), x, threads)
+    import onnxruntime as ort
+
+    graph = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own: deprecation, constant folding
+        torch.onnx.export(model, (x,), graph, dynamo=False, opset_version=17)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    session = ort.InferenceSession(graph.getvalue(), options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: session.run(None, feed)[0]
+
+
+def cuda(model: nn.Module, x: Tensor, threads: int) -> Runner:
+    """PyTorch on the first CUDA device, operator by operator; the weights move there."""
+    if not torch.cuda.is_available():
+        raise Refused("engine 'cuda' needs a CUDA GPU, and there is none here; the profile standard does without")
+    return eager(model.to("cuda"), x.to("cuda"), threads)
+
+
+ENGINES: dict[str, Callable[[nn.Module, Tensor, int], Runner]] = {"eager": eager, "onnxruntime": onnxruntime, "cuda": cuda}
+
+
+def runner(engine: str, cfg: ZooConfig, batch: int = 1, threads: int = 1) -> Runner:
+    """A function without arguments that runs the network once and gives its logits (batch, 1000)."""
+    make = ENGINES[choose("engine", engine, ENGINES)]
+    model = zoo(cfg).eval().requires_grad_(False)
+    return make(model, torch.randn(batch, 3, cfg.resolution, cfg.resolution), threads)
+
+
+def portions(networks: Sequence[ZooConfig], most: int = AT_ONCE, seed: int = 0) -> list[list[ZooConfig]]:
+    """The networks in random order, cut into portions of at most ``most`` parameters (or of one network).
+
+    The order is random so that a drift of the machine between portions does not fall on one family.
+    """
+    order = list(networks)
+    random.Random(seed).shuffle(order)
+    done: list[list[ZooConfig]] = []
+    held = most + 1
+    for network in order:
+        size = counted(network)["params"]
+        if held + size > most:
+            done.append([])
+            held = 0
+        done[-1].append(network)
+        held += size
+    return done
+
+
+def latency(
+    networks: Sequence[ZooConfig], engine: str, batch: int = 1, threads: int = 1, runs: int = 30, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Milliseconds of a forward pass of each network, interleaved: ``timing.summary`` with the counted costs beside it.
+
+    ``latency_ms`` is the median; ``macs``, ``params``, ``activations`` (per image), ``layers`` and ``memory_bytes`` (weights and
+    peak of the activations, fp32, counted) are of the same network at the same resolution.
+    """
+    samples: dict[ZooConfig, list[float]] = {}
+    flushed = torch.set_flush_denormal(True)
+    try:
+        with torch_threads(threads):
+            for some in portions(networks, seed=seed):
+                cases = {str(i): runner(engine, cfg, batch, threads) for i, cfg in enumerate(some)}
+                timed = benchmark(cases, runs=runs, warmup=1, seed=seed)
+                samples |= {cfg: timed[str(i)] for i, cfg in enumerate(some)}
+                del cases
+                gc.collect()
+    finally:
+        if flushed:
+            torch.set_flush_denormal(False)
+    results = []
+    for cfg in networks:
+        costs = counted(cfg)
+        done = summary(samples[cfg])
+        results.append(
+            {
+                "latency_ms": done.pop("median_ms"),
+                **done,
+                **{name: costs[name] for name in ("macs", "params", "activations")},
+                "layers": costs["weighted_layers_all"],
+                "memory_bytes": 4 * costs["params"] + batch * costs["peak_bytes"],
+            }
+        )
+    return results

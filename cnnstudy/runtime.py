@@ -19,7 +19,7 @@ from cnnstudy.config import Refused
 if TYPE_CHECKING:
     import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(os.environ.get("CNNSTUDY_ROOT") or Path(__file__).resolve().parents[1])  # holds data, notebooks, book and _build
 _NOISE = r"\((R|TM|r|tm)\)|\bCPU\b|\bProcessor\b|\b\d+-Core\b|@.*$|\bAMD\b|\bIntel\b|\bwith .*$"
 
 

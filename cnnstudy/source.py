@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from cnnstudy.config import Setup, digest, kind
-from cnnstudy.runtime import ROOT
 
 PACKAGE = "cnnstudy"
+HOME = Path(__file__).resolve().parents[1]
 # Not counted: the table of models (the configs in a setup name their own modules, so that a new model leaves the records
 # of all others as they are), and what only moves bytes that are hashed afterwards.
 OUTSIDE = frozenset({"cnnstudy", "cnnstudy.models", "cnnstudy.fetch", "cnnstudy.archives", "cnnstudy.weights"})
@@ -48,7 +48,7 @@ def essence(text: str) -> str:
 
 
 def _file(module: str) -> Path | None:
-    path = ROOT.joinpath(*module.split("."))
+    path = HOME.joinpath(*module.split("."))
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
         if candidate.exists():
             return candidate

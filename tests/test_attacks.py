@@ -19,6 +19,7 @@ from cnnstudy.attacks import (
     minimal_perturbation,
     pgd,
     robust,
+    robustness,
     square,
     steepness,
     strong,
@@ -317,6 +318,17 @@ def test_minimal_perturbation_of_a_linear_network_is_exact() -> None:
     found = minimal_perturbation(linear, x, y, AttackConfig(200, steps=10, restarts=1, step=0.25), rounds=14)
     torch.testing.assert_close(found, exact, rtol=0.01, atol=0.02)
     torch.testing.assert_close(1 / steepness(linear, x, y)["margin_slope"], exact, rtol=1e-3, atol=1e-3)
+
+
+def test_robustness_is_one_consistent_record(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    found = robustness(model, *batch, [0.5, 2], SHORT)
+    kept, strongest = found["kept"], found["robust_acc"]
+    assert isinstance(kept, dict) and isinstance(strongest, dict)
+    assert list(strongest) == ["0_5", "2"] and list(kept) == ["0_5", "1", "2", "4", "8"]
+    assert found["clean_acc"] == pytest.approx(accuracy(model, *batch))
+    assert all(kept[e] == pytest.approx(strongest[e], abs=0.03) for e in strongest)
+    assert (kept["1"] > 0.5) == (float(found["median_eps"]) > 1)  # type: ignore[arg-type]
+    assert robustness(model, *batch, [], SHORT)["robust_acc"] == {}
 
 
 def test_transfer_is_between_clean_and_white_box(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:

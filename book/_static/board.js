@@ -32,7 +32,7 @@ addEventListener("DOMContentLoaded", () => {
     for (const value of list) select.append(element("option", { value }, value));
     return element("label", {}, element("span", {}, label), select);
   };
-  const search = element("label", {}, element("span", {}, "Words"), element("input", { type: "search", name: "q", autocomplete: "off" }));
+  const search = element("label", {}, element("span", {}, "Words"), element("input", { type: "search", name: "words", autocomplete: "off" }));
   const reset = element("button", { type: "reset" }, "Show all");
   const fields = element("div", { class: "cnn-fields" });
   fields.append(choice("part", "Part", values((r) => r.part)), choice("evidence", "Evidence", values((r) => r.evidence).sort()), search, reset);
@@ -45,7 +45,7 @@ addEventListener("DOMContentLoaded", () => {
     const kept = chosen.getAll("outcome");
     const part = chosen.get("part");
     const evidence = chosen.get("evidence");
-    const words = chosen.get("q").toLowerCase().split(/\s+/).filter(Boolean);
+    const words = chosen.get("words").toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     for (const r of rows) {
       const fits =

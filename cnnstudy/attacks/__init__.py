@@ -3,7 +3,7 @@
 ``ball``      AttackConfig, the losses, the refusal of bad input
 ``target``    the network as an attack sees it: folded, frozen, channels last; the network as given judges
 ``gradient``  fgsm, pgd                  ``square``    square: black box, logits only
-``strength``  strong, robust, curve, minimal_perturbation, transfer
+``strength``  strong, robust, curve, minimal_perturbation, robustness, transfer
 ``surface``   steepness: input gradients, exact zeros       ``training``  adversarial: a task for fit()
 
 Images are float32 (N, C, H, W) in [0, 1]; eps is in units of 1/255; the model passed in is left as it was found.
@@ -14,11 +14,21 @@ from __future__ import annotations
 from cnnstudy.attacks.ball import AttackConfig
 from cnnstudy.attacks.gradient import fgsm, pgd
 from cnnstudy.attacks.square import square
-from cnnstudy.attacks.strength import STAGES, Outcome, curve, minimal_perturbation, robust, strong, transfer
+from cnnstudy.attacks.strength import (
+    STAGES,
+    Outcome,
+    curve,
+    minimal_perturbation,
+    robust,
+    robustness,
+    strong,
+    transfer,
+)
 from cnnstudy.attacks.surface import steepness
 from cnnstudy.attacks.training import adversarial
 
 __all__ = [
     "STAGES", "AttackConfig", "Outcome", "adversarial", "curve", "fgsm", "minimal_perturbation", "pgd", "robust",
+    "robustness",
     "square", "steepness", "strong", "transfer",
 ]  # fmt: skip

@@ -137,6 +137,32 @@ def minimal_perturbation(model: nn.Module, x: Tensor, y: Tensor, cfg: AttackConf
     return size
 
 
+def robustness(
+    model: nn.Module, x: Tensor, y: Tensor, epsilons: Sequence[float], cfg: AttackConfig, largest: float = 16.0
+) -> dict[str, float | dict[str, float]]:
+    """What a record says of one network; accuracies in 0..1, nested metrics by :func:`spell` of their eps.
+
+    ``clean_acc``; ``median_eps``: median smallest perturbation in units of 1/255 over *all* images (0 where wrong
+    already, at most ``largest``); ``kept``: share whose smallest perturbation is above eps (one PGD on the margin per
+    radius: quick); ``robust_acc``: after the strong attack; ``by_square``: share that only the black box broke.
+    No ``epsilons``: the quick part only, for every half, 1, 2, 4 and 8.
+    """
+    size = minimal_perturbation(model, x, y, replace(cfg, eps=largest, steps=20, restarts=1)).clamp(max=largest)
+    outcomes = curve(model, x, y, epsilons, cfg) if epsilons else {}
+    return {
+        "clean_acc": float((size > 0).float().mean()),
+        "median_eps": float(size.quantile(0.5)),
+        "kept": {spell(e): float((size > e).float().mean()) for e in sorted({0.5, 1, 2, 4, 8, *epsilons})},
+        "robust_acc": {spell(e): o.accuracy for e, o in outcomes.items()},
+        "by_square": {spell(e): o.shares()["square"] for e, o in outcomes.items()},
+    }
+
+
+def spell(eps: float) -> str:
+    """An eps as the name of a metric: 0.5 is ``0_5``, since a dot means nesting."""
+    return f"{eps:g}".replace(".", "_")
+
+
 def transfer(source: nn.Module, model: nn.Module, x: Tensor, y: Tensor, cfg: AttackConfig) -> Tensor:
     """Which images ``model`` still gets right when they were attacked on ``source`` alone, (N,) bool.
 

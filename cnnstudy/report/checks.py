@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -42,6 +43,7 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.loads: list[str] = []
         self.problems: list[str] = []
+        self.verdicts: dict[str, str] = {}  # id of a claim's verdict -> its outcome
         self.language = self.title = False
         self._inside: Counter[str] = Counter()
         self.feed(text)
@@ -50,6 +52,8 @@ class Page(HTMLParser):
         given = {name: value or "" for name, value in attrs}
         if given.get("id"):
             self.ids[given["id"]] += 1
+        if "cnn-verdict" in given.get("class", "").split():
+            self.verdicts[given.get("id", "")] = given.get("data-outcome", "")
         if tag == "a" and given.get("href"):
             self.links.append(given["href"])
         self.loads += [given[name] for name in _LOADED.get(tag, ()) if given.get(name)]
@@ -102,6 +106,21 @@ def check_site(root: Path) -> list[str]:
         for address in _CSS_URL.findall(style.read_text("utf-8", errors="replace")):
             found.add(f"{style.relative_to(root).as_posix()}: would be fetched from elsewhere: {address}")
     return sorted(found)
+
+
+def disagreements(root: Path, outcomes: Mapping[str, str]) -> list[str]:
+    """Claims whose page says another verdict than the board, which is drawn from the records as they are now.
+
+    Args:
+        root: the built site.
+        outcomes: the board's outcome of each claim, by the id of its verdict (``q33-...``).
+    """
+    said = {name: page for path in sorted(root.glob("notebooks/*.html")) for name, page in Page(path.read_text("utf-8")).verdicts.items()}
+    return [
+        f"{name}: {said[name]} on its page, {outcome} on the board"
+        for name, outcome in sorted(outcomes.items())
+        if said.get(name, outcome) != outcome
+    ]
 
 
 def _check_page(path: Path, page: Page, pages: dict[Path, Page]) -> list[str]:

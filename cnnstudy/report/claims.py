@@ -17,8 +17,9 @@ import yaml
 
 from cnnstudy.config import Refused, choose
 from cnnstudy.report import outcomes
-from cnnstudy.report.conditions import PROFILES, check
+from cnnstudy.report.conditions import check
 from cnnstudy.report.outcomes import Expression
+from cnnstudy.report.plan import PROFILES
 from cnnstudy.report.published import TABLES
 from cnnstudy.runtime import ROOT
 

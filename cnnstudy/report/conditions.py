@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cnnstudy.config import Refused, choose
+from cnnstudy.report.plan import PROFILES
 from cnnstudy.report.rows import REDUCE
 from cnnstudy.report.rules import RULES
 from cnnstudy.report.trends import SCALES
 
-PROFILES = ("quick", "standard", "full")  # in order of evidence
 NUMBERS = (
     "margin", "low", "high", "rel_tol", "abs_tol", "interval_above", "interval_below", "rel_margin", "saturation", "alike",
 )  # fmt: skip
@@ -40,7 +40,7 @@ def check(body: Any, experiments: Mapping[str, Any]) -> dict[str, Any]:
     for name in body:
         choose(f"field of {rule.name}", name, rule.fields)
     for name in rule.required:
-        if False:
+        if name not in body:
             raise Refused(f"{rule.name} lacks its {name!r}; it requires {', '.join(rule.required)}")
     for names in rule.exactly_one:
         if sum(n in body for n in names) != 1:

@@ -202,10 +202,10 @@ def below(condition: Condition, rows: Sequence[Row]) -> Finding:
 # two samples
 
 
-def _difference(condition: Condition, a: Group, b: Group, level: float = stats.LEVEL) -> Interval:
+def _difference(condition: Condition, a: Group, b: Group) -> Interval:
     if condition.get("unpaired") or a.values.keys() != b.values.keys():
-        return stats.welch_difference(list(a.values.values()), list(b.values.values()), level, _exact(condition))
-    return stats.paired_difference(a.values, b.values, level, _exact(condition))
+        return stats.welch_difference(list(a.values.values()), list(b.values.values()), exact=_exact(condition))
+    return stats.paired_difference(a.values, b.values, exact=_exact(condition))
 
 
 def difference_above(condition: Condition, rows: Sequence[Row]) -> Finding:
@@ -222,7 +222,7 @@ def equivalent_within(condition: Condition, rows: Sequence[Row]) -> Finding:
     metric = condition["metric"]
     a, b = group(rows, condition["a"], condition), group(rows, condition["b"], condition)
     margin = condition["margin"] if "margin" in condition else condition["rel_margin"] * abs(fmean(b.values.values()))
-    i = _difference(condition, a, b, level=0.90)  # two one-sided tests at 5 %
+    i = stats.equivalence(a.values, b.values, exact=_exact(condition))
     state = _band(i, -margin, margin)
     clause = _clause(state, "within", "beyond", f"±{amount_of(condition, margin, True)}")
     reason = (

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from cnnstudy.config import Refused, flatten
 from cnnstudy.report import published
-from cnnstudy.report.conditions import PROFILES
 from cnnstudy.report.judging import Finding, missing
+from cnnstudy.report.plan import PROFILES
 from cnnstudy.report.rows import BESIDE, Condition, Row, filters, matches, meets
 from cnnstudy.report.wording import of
 

@@ -120,6 +120,9 @@ def run_card(study: Study) -> None:
     """What this page rests on: per experiment its kind, profile, machine, measurements recorded and their time."""
     body = []
     for name, spec in study.ledger.experiments.items():
+        if spec.kind == "published":
+            body.append([name, spec.kind, "–", "–", f"table {spec.table}", "–", "–"])
+            continue
         state = study.coverage(name)
         body.append([
             name, spec.kind, state.profile, state.machine, f"{state.recorded} of {state.expected}",
@@ -182,8 +185,8 @@ def _article(claim: Any, verdict: Verdict) -> str:
 def evidence(study: Study, columns: int = 12) -> None:
     """Every record that the page draws on, folded: setup, seed, metrics, key."""
     parts = []
-    for name in study.ledger.experiments:
-        frame = study.frame(name)
+    for name, spec in study.ledger.experiments.items():
+        frame = study.frame(name) if spec.kind != "published" else ()
         if not len(frame):
             continue
         varied = [c for c in frame.columns if c not in ("machine", "profile", "failed", "key", "seed") and _varies(frame[c])]

@@ -22,9 +22,9 @@ from typing import Any
 
 import yaml
 
-from cnnstudy.config import Refused
-from cnnstudy.report import checks, evidence, plan, theme
-from cnnstudy.runtime import ROOT
+from cnnstudy.config import Refused, choose
+from cnnstudy.report import checks, evidence, pages, plan, theme
+from cnnstudy.runtime import ROOT, machine_id
 
 CONFIGURATION = ("_config.yml", "_toc.yml")
 
@@ -44,12 +44,16 @@ def chapters(toc: Path) -> dict[str, tuple[str, str]]:
     return found
 
 
-def verdict_rows(toc: Path) -> list[dict[str, Any]]:
-    """One row per claim of the book's questions, with the part under which a reader finds it in the sidebar."""
+def verdict_rows(toc: Path, machine: str = "reference") -> list[dict[str, Any]]:
+    """One row per claim of the book's questions, with the part under which a reader finds it in the sidebar.
+
+    ``machine``: "reference" (the book's records) or "this" (what a rebuild measured here).
+    """
     from cnnstudy.report import verdicts
 
     known = chapters(toc)
-    return [row | {"part": known[row["question"]][0]} for row in verdicts.rows(known)]
+    machines = [machine_id()] if choose("machine", machine, ("reference", "this")) == "this" else None
+    return [row | {"part": known[row["question"]][0]} for row in verdicts.rows(known, machines)]
 
 
 def machine_entries() -> list[dict[str, Any]]:
@@ -89,9 +93,9 @@ def plan_entries(questions: Iterable[str]) -> list[dict[str, Any]]:
     return entries
 
 
-def gather(toc: Path) -> dict[str, Any]:
+def gather(toc: Path, machine: str = "reference") -> dict[str, Any]:
     """Everything that the prose pages quote, by file name."""
-    rows = verdict_rows(toc)
+    rows = verdict_rows(toc, machine)
     questions = sorted({str(row["question"]) for row in rows})
     machines = machine_entries()
     outcomes = Counter(str(row["outcome"]) for row in rows)
@@ -192,7 +196,8 @@ def build(
     """
     mirror, work = root / "_build" / "src", root / "_build" / "sphinx"
     out = out or root / "_build" / "site"
-    stage(notebooks or root / "notebooks", mirror, data if data is not None else gather(root / "_toc.yml"), root)
+    data = data if data is not None else gather(root / "_toc.yml")
+    stage(notebooks or root / "notebooks", mirror, data, root)
     stamp, mark = work / "fingerprint", fingerprint(mirror)
     if fresh or not stamp.exists() or stamp.read_text() != mark:
         shutil.rmtree(work, ignore_errors=True)
@@ -204,6 +209,8 @@ def build(
     if problems:
         shown = "\n  ".join(problems[:40]) + (f"\n  and {len(problems) - 40} more" if len(problems) > 40 else "")
         raise Refused(f"the site has {len(problems)} problem(s):\n  {shown}")
+    for line in checks.disagreements(html, {pages.anchor(row["id"]): row["outcome"] for row in data["verdicts"]}):
+        print(f"note: {line}; draw the page again from the records", file=sys.stderr)
     _publish(html, out)
     stamp.write_text(mark)
     return out
@@ -240,6 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     make = commands.add_parser("build", help="build, check and publish the site")
     make.add_argument("--notebooks", type=Path, help="folder of executed notebooks (default: notebooks/, as committed)")
     make.add_argument("--out", type=Path, help="where the site goes (default: _build/site)")
+    make.add_argument("--machine", default="reference", help="whose records the verdict board is judged from: reference or this")
     make.add_argument("--fresh", action="store_true", help="write every page anew")
     check = commands.add_parser("check", help="check the links, ids, pictures and addresses of a built site")
     check.add_argument("folder", type=Path, nargs="?", default=ROOT / "_build" / "site")
@@ -249,7 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             problems = checks.check_site(given.folder)
             print("\n".join(problems) or f"{given.folder}: nothing to object to")
             return int(bool(problems))
-        print(f"The site is at {build(given.notebooks, given.out, given.fresh) / 'index.html'}")
+        data = gather(ROOT / "_toc.yml", given.machine)
+        print(f"The site is at {build(given.notebooks, given.out, given.fresh, data=data) / 'index.html'}")
     except Refused as refusal:
         print(refusal, file=sys.stderr)
         return 1

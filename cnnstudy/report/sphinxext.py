@@ -42,6 +42,7 @@ MENDED = (  # found by axe: markup of others, and what it should be
     ('<div role="list" class="citation-list">', '<div class="citation-list">'),  # its children are no list items
     (' role="doc-biblioentry"', ""),  # deprecated
 )
+THEBE = re.compile(r'<script type="text/x-thebe-config">.*?</script>\s*(<script>kernelName = .*?</script>)?', re.DOTALL)
 # The mode of a first visit, before the page is drawn: the theme sets it later, after a flash of white and a complaint on the
 # console.  Its own option for it writes an attribute that leaves a reader without JavaScript without any colour.
 FIRST_MODE = (
@@ -171,9 +172,10 @@ def mend_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, 
         context["script_files"][:] = kept
     if "css_files" in context:
         context["css_files"][:] = [css for css in context["css_files"] if "thebe" not in str(getattr(css, "filename", css))]
-    for wrong, right in MENDED:
-        if context.get("body"):
+    if context.get("body"):
+        for wrong, right in MENDED:
             context["body"] = context["body"].replace(wrong, right)
+        context["body"] = THEBE.sub("", context["body"])
 
 
 def forget_leftovers(app: Sphinx) -> None:
@@ -205,6 +207,18 @@ def write_scripts(app: Sphinx, env: BuildEnvironment) -> list[str]:
     return []  # no page has to be written for it
 
 
+def tidy_search_index(app: Sphinx, exception: Exception | None) -> None:
+    """Drop words that no page has any more: Sphinx keeps them, so that an edited site would differ from a new one."""
+    path = Path(app.outdir) / "searchindex.js"
+    if exception or app.builder.format != "html" or not path.exists():
+        return
+    head, body, tail = "Search.setIndex(", path.read_text("utf-8"), ")"
+    index = json.loads(body.removeprefix(head).removesuffix(tail))
+    for name in ("terms", "titleterms"):
+        index[name] = {word: places for word, places in index[name].items() if places != []}
+    path.write_text(head + json.dumps(index, sort_keys=True) + tail, encoding="utf-8")
+
+
 def _environment_version() -> int:
     """A number that changes with this code, so that Sphinx reads all pages anew after an edit of it."""
     here = Path(__file__).parent
@@ -220,4 +234,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", mend_page, priority=900)
     app.connect("builder-inited", forget_leftovers)
     app.connect("env-updated", write_scripts)
+    app.connect("build-finished", tidy_search_index)
     return {"version": "1", "env_version": _environment_version(), "parallel_read_safe": True, "parallel_write_safe": True}

@@ -207,8 +207,12 @@ class Study:
             if experiment not in self.plan:
                 raise Refused(f"{self.question} has no plan for {experiment!r}; make it with: cnnstudy plan {self.question} --write")
             best: tuple[float, int, pd.DataFrame] | None = None
+            seen: list[list[dict[str, Any]]] = []
             for rank, profile in enumerate([self.profile] if self.measures else plan.PROFILES):
                 entries = self.plan[experiment].entries(profile)
+                if entries in seen:  # where profiles plan the same, the least of them is named
+                    continue
+                seen.append(entries)
                 for machine in self.machines:
                     frame = self._read(entries, machine, profile)
                     share = len(frame) / max(1, len(entries))

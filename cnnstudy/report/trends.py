@@ -216,7 +216,8 @@ def groups_differ(condition: Condition, rows: Sequence[Row]) -> Finding:
     means = {name: fmean(g.values.values()) for name, g in groups.items()}
     least, most = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
     band = math.log10(1 + alike) if condition.get("log") else alike * abs(median(means.values()))
-    pairs = [judging._difference(condition, a, b, 0.90) for a, b in itertools.combinations(groups.values(), 2)]
+    exact = judging._exact(condition)
+    pairs = [stats.equivalence(a.values, b.values, exact=exact) for a, b in itertools.combinations(groups.values(), 2)]
     close = all(judging._band(i, -band, band) == "holds" for i in pairs)
     state: State = "fails" if close else "holds" if p < margin else "unclear"
     show = [judging.natural(condition, m) for m in (means[least], means[most])]

@@ -153,22 +153,22 @@ def judge_question(
     return verdicts
 
 
-def judge_all(questions: Iterable[str] | None = None) -> list[tuple[Ledger, list[Verdict]]]:
-    """Every question's ledger with its verdicts, from the book's own records."""
+def judge_all(questions: Iterable[str] | None = None, machines: Sequence[str] | None = None) -> list[tuple[Ledger, list[Verdict]]]:
+    """Every question's ledger with its verdicts, from the records of ``machines`` (default: the book's)."""
     from cnnstudy.report import claims, evidence, plan
 
-    machines = evidence.reference()
+    machines = evidence.reference() if machines is None else machines
     records = {m: evidence.read(m) for m in machines}
     ledgers = [claims.load(q) for q in (questions if questions is not None else claims.questions())]
     return [(one, judge_question(one, plan.load(one.question), records, machines)) for one in ledgers]
 
 
-def rows(questions: Iterable[str] | None = None) -> list[dict[str, Any]]:
+def rows(questions: Iterable[str] | None = None, machines: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """One row per claim for the board: the JSON fields, and question, title, part, statement, evidence, changed."""
     return [
         row | {"question": ledger.question, "title": ledger.title, "part": ledger.part, "statement": claim.statement,
                "evidence": list(claim.evidence), "changed": verdict.changed}
-        for ledger, verdicts in judge_all(questions)
+        for ledger, verdicts in judge_all(questions, machines)
         for claim, verdict, row in zip(ledger.claims, verdicts, to_json(verdicts), strict=True)
     ]  # fmt: skip
 

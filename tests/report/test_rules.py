@@ -225,6 +225,19 @@ def test_swapping_a_and_b_flips_the_difference() -> None:
     assert one.low is not None and other.high is not None and one.low == pytest.approx(-other.high)
 
 
+def test_equivalence_is_two_sided_and_at_its_own_level() -> None:
+    those = rows({20: 0.9, 56: 0.9}, spread=0.01)
+    found = find("equivalent_within", trained(a=A20, b=B56, margin=0.03), those)
+    strict = find("difference_above", trained(a=A20, b=B56, margin=0), those)
+    assert found.high is not None and strict.high is not None and found.high < strict.high
+    between = (found.high + strict.high) / 2  # inside for two one-sided tests at 5 %, not for a 95 % interval
+    assert find("equivalent_within", trained(a=A20, b=B56, margin=between), those).state == "holds"
+    apart = rows({20: 0.9, 56: 0.8}, spread=0.004)
+    for a, b in ((A20, B56), (B56, A20)):
+        assert find("equivalent_within", trained(a=a, b=b, margin=0.02), apart).state == "fails"
+        assert find("equivalent_within", trained(a=a, b=b, rel_margin=0.5), apart).state == "holds"
+
+
 def test_equal_numbers_are_not_more_than_each_other() -> None:
     those = rows({20: 7.0, 56: 7.0}, seeds=1)
     assert find("difference_above", {"metric": "acc", "a": A20, "b": B56, "margin": 0}, those).state == "fails"

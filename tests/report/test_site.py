@@ -250,6 +250,13 @@ def test_the_check_reads_style_sheets_and_refuses_what_is_no_site(tmp_path: Path
     assert check(tmp_path, "") == ["x.css: would be fetched from elsewhere: https://fonts.example/f.woff2"]
 
 
+def test_a_page_that_lags_behind_its_records_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "q33.html").write_text('<article class="cnn-verdict" id="q33-two" data-outcome="untested">')
+    assert checks.disagreements(tmp_path, {"q33-two": "untested", "q03-one": "mixed"}) == []
+    assert checks.disagreements(tmp_path, {"q33-two": "mixed"}) == ["q33-two: untested on its page, mixed on the board"]
+
+
 def test_the_command_line_reports_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert site.main(["check", str(tmp_path / "nothing")]) == 1
     assert capsys.readouterr().err.startswith("no built site at")
