@@ -74,9 +74,7 @@ def decode(source: Path, scratch: Path, progress: bool) -> Arrays:
                     "x_test": batches[5][0],
                     "y_test": labels[-1],
                 }
-    raise Refused(
-        f"no complete CIFAR-10 in {given}: valid are the authors' python batches or the npm package's PNG sprites"
-    )
+    raise Refused(f"no complete CIFAR-10 in {given}: valid are the authors' python batches or the npm package's PNG sprites")
 
 
 def _unpack(archive: Path, scratch: Path) -> Path:

@@ -97,13 +97,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def draw(args: argparse.Namespace) -> int:
-    """Draw the committed notebooks again, in place, from the book's records."""
-    from cnnstudy.report import execute
+    """Draw the committed notebooks again, in place, from the book's records; remember the rules they were judged by."""
+    import datetime
+
+    from cnnstudy.report import execute, verdicts
     from cnnstudy.report.cells import notebook_path
+    from cnnstudy.report.study import Study
+
+    today = datetime.date.today().isoformat()
 
     failed = 0
     for question in _questions(args.questions):
         try:
+            verdicts.write_history(question, Study(question).judge(), today)
             execute.draw(question, {}, notebook_path(question))
             print(f"{question}: drawn")
         except execute.PageFailed as error:

@@ -200,9 +200,7 @@ def batches(
     return _epoch(data, batch, generator, augment, n - n % batch if drop_last else n)
 
 
-def _epoch(
-    data: Data, batch: int, generator: torch.Generator, augment: bool, end: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _epoch(data: Data, batch: int, generator: torch.Generator, augment: bool, end: int) -> Iterator[tuple[Tensor, Tensor]]:
     x = data.x_train.contiguous(memory_format=torch.channels_last)
     order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
     for start in range(0, end, batch):

@@ -49,7 +49,7 @@ def onnxruntime(model: nn.Module, x: Tensor, threads: int) -> Runner:
     graph = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own: deprecation, constant folding
-        torch.onnx.export(model, (x,), graph, dynamo=False, opset_version=17)
+        torch.onnx.export(model, (x,), graph, dynamo=False, opset_version=17)  # type: ignore[arg-type]  # it takes a file, too
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
@@ -100,8 +100,8 @@ def latency(
 ) -> list[dict[str, Any]]:
     """Milliseconds of a forward pass of each network, interleaved: ``timing.summary`` with the counted costs beside it.
 
-    ``latency_ms`` is the median; ``macs``, ``params``, ``activations`` (per image), ``layers`` and ``memory_bytes`` (weights and
-    peak of the activations, fp32, counted) are of the same network at the same resolution.
+    ``latency_ms`` is the median; ``macs``, ``params``, ``activations`` (per image), ``layers`` and ``memory_mb`` (fp32 weights and
+    peak of the activations, counted, 10^6 bytes) are of the same network at the same resolution.
     """
     samples: dict[ZooConfig, list[float]] = {}
     flushed = torch.set_flush_denormal(True)
@@ -126,7 +126,7 @@ def latency(
                 **done,
                 **{name: costs[name] for name in ("macs", "params", "activations")},
                 "layers": costs["weighted_layers_all"],
-                "memory_bytes": 4 * costs["params"] + batch * costs["peak_bytes"],
+                "memory_mb": (4 * costs["params"] + batch * costs["peak_bytes"]) / 1e6,
             }
         )
     return results

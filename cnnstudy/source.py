@@ -8,9 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
-import io
 import textwrap
-import tokenize
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -25,26 +23,24 @@ HOME = Path(__file__).resolve().parents[1]
 OUTSIDE = frozenset({"cnnstudy", "cnnstudy.models", "cnnstudy.fetch", "cnnstudy.archives", "cnnstudy.weights"})
 
 
-def _docstring_lines(tree: ast.AST) -> set[int]:
-    lines: set[int] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node):
-            first = node.body[0]
-            lines.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
-    return lines
-
-
 def essence(text: str) -> str:
-    """Source without comments, docstrings, blank lines and spacing (indentation is kept: it has a meaning)."""
-    text = textwrap.dedent(text)
-    drop = _docstring_lines(ast.parse(text))
-    lines = text.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    kept = [line for number, line in enumerate(lines, 1) if number not in drop and line.strip()]
-    return "\n".join(" " * (len(line) - len(line.lstrip())) + "".join(line.split()) for line in kept)
+    """What source means: its syntax tree, written down without docstrings, positions and empty fields.
+
+    Comments, spacing, line breaks and the version of Python that reads it do not show; every other change does.
+    """
+    return _written(ast.parse(textwrap.dedent(text)))
+
+
+def _written(node: Any) -> str:
+    if isinstance(node, list):
+        return f"[{','.join(_written(item) for item in node)}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = dict(ast.iter_fields(node))
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node) is not None:
+        fields["body"] = fields["body"][1:]
+    kept = [f"{name}={_written(value)}" for name, value in fields.items() if value is not None and value != []]
+    return f"{type(node).__name__}({','.join(kept)})"
 
 
 def _file(module: str) -> Path | None:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -122,7 +121,7 @@ def fit(model: nn.Module, data: Data, recipe: Recipe, task: Task | None = None, 
     choose("precision", recipe.precision, ("fp32", "bf16"))
     task = task or classify(recipe.label_smoothing)
     where = data.x_train.device
-    model.to(device=where, memory_format=torch.channels_last).train()
+    model.to(device=where, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
         (p for p in model.parameters() if p.requires_grad),
         lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
@@ -220,7 +219,7 @@ def trained(setup: Setup, seed: int, task: Task | None = None, task_name: str = 
             history = json.loads(path.with_suffix(".json").read_text("utf-8"))
         except (RuntimeError, OSError, ValueError) as error:
             raise Refused(f"checkpoint {path.name} cannot be read ({error}); delete it to train anew") from None
-        model.to(device=where, memory_format=torch.channels_last)
+        model.to(device=where, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return Run(model.eval(), history["history"], history["seconds"])
     run = fit(model, load(setup.data, where, seed), setup.recipe, task, seed=seed)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -34,9 +34,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
                 warnings.simplefilter("ignore", UserWarning)  # on the pickle's protocol, when the refusal says it all
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise Refused(
-            f"{path} is a pickle with more than tensors in it, and is not read; save it as safetensors"
-        ) from error
+        raise Refused(f"{path} is a pickle with more than tensors in it, and is not read; save it as safetensors") from error
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Refused(f"{path} is damaged or not a weights file: {reason}") from error

@@ -60,7 +60,14 @@ CELLS = [
 
 def toy_notebook() -> dict:
     code = [
-        {"cell_type": "code", "id": f"q99-{i}", "metadata": {"tags": [tag]} if tag else {}, "source": text, "outputs": [], "execution_count": None}
+        {
+            "cell_type": "code",
+            "id": f"q99-{i}",
+            "metadata": {"tags": [tag]} if tag else {},
+            "source": text,
+            "outputs": [],
+            "execution_count": None,
+        }
         for i, (tag, text) in enumerate(CELLS)
     ]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -76,7 +83,13 @@ class Project:
             (root / folder).mkdir(parents=True)
         (root / "data/claims/q99.yaml").write_text(LEDGER)
         (root / "notebooks/q99_toy.ipynb").write_text(json.dumps(toy_notebook()))
-        self.env = {**os.environ, "CNNSTUDY_ROOT": str(root), "CNNSTUDY_MACHINE": "toy-machine", "CNNSTUDY_RECORDS": "", "PYTHONWARNINGS": "ignore"}
+        self.env = {
+            **os.environ,
+            "CNNSTUDY_ROOT": str(root),
+            "CNNSTUDY_MACHINE": "toy-machine",
+            "CNNSTUDY_RECORDS": "",
+            "PYTHONWARNINGS": "ignore",
+        }
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "cnnstudy.cli", *arguments]

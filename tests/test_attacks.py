@@ -190,9 +190,7 @@ def test_agrees_with_foolbox(eps: float, model: nn.Module, batch: tuple[Tensor, 
     x, y = images(400, 3)
     theirs = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
     _, _, fooled = foolbox.attacks.LinfFastGradientAttack()(theirs, x, y, epsilons=eps * UNIT)
-    assert accuracy(model, fgsm(model, x, y, AttackConfig(eps)), y) == pytest.approx(
-        1 - float(fooled.float().mean()), abs=0.01
-    )
+    assert accuracy(model, fgsm(model, x, y, AttackConfig(eps)), y) == pytest.approx(1 - float(fooled.float().mean()), abs=0.01)
     torch.manual_seed(0)
     _, _, fooled = foolbox.attacks.LinfPGD(rel_stepsize=0.1, steps=20)(theirs, x, y, epsilons=eps * UNIT)
     ours = accuracy(model, pgd(model, x, y, AttackConfig(eps, steps=20, restarts=1)), y)
@@ -280,18 +278,14 @@ def test_a_masked_gradient_does_not_help(model: nn.Module, batch: tuple[Tensor, 
     assert blind < 0.5, "the black box needs no gradient"
 
 
-def test_square_gets_better_with_queries_and_follows_its_schedule(
-    model: nn.Module, batch: tuple[Tensor, Tensor]
-) -> None:
+def test_square_gets_better_with_queries_and_follows_its_schedule(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     rates = [accuracy(model, square(model, *batch, replace(SHORT, eps=8, queries=n)), batch[1]) for n in (0, 20, 400)]
     assert rates[0] == accuracy(model, *batch) and rates[0] > rates[1] > rates[2]
     sides = [side(q, 500, 32, 32) for q in range(500)]
     assert sides[0] == 29 and sides[-1] == 1 and sides == sorted(sides, reverse=True)
 
 
-def test_minimal_perturbation_is_reached_and_agrees_with_the_curve(
-    model: nn.Module, batch: tuple[Tensor, Tensor]
-) -> None:
+def test_minimal_perturbation_is_reached_and_agrees_with_the_curve(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     x, y = batch
     size = minimal_perturbation(model, x, y, replace(SHORT, eps=16), rounds=8)
     with torch.no_grad():
@@ -348,9 +342,7 @@ def test_transfer_is_between_clean_and_white_box(model: nn.Module, batch: tuple[
     [(AttackConfig(3, steps=1, step=1.25), 0.0), (AttackConfig(3, steps=4, step=0.4), 0.5)],
     ids=["single-step", "pgd-mix"],
 )
-def test_adversarial_training_hardens(
-    cfg: AttackConfig, mix: float, model: nn.Module, batch: tuple[Tensor, Tensor]
-) -> None:
+def test_adversarial_training_hardens(cfg: AttackConfig, mix: float, model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     hard = train(adversarial(cfg, mix), steps=200)
     assert strong(hard, *batch, 2, SHORT).accuracy > strong(model, *batch, 2, SHORT).accuracy + 0.1
 

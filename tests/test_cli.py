@@ -21,7 +21,10 @@ def test_run_judge_and_run_again(project: Project) -> None:
     assert len(records) == 9
     failed = [r for r in records if "failed" in r]
     assert [r["failed"] for r in failed] == ["loss became nan at step 7"] and failed[0]["metrics"] == {}
-    assert all(set(r["provenance"]) >= {"machine", "device", "threads", "python", "torch", "commit", "dirty", "code", "started", "seconds"} for r in records)
+    assert all(
+        set(r["provenance"]) >= {"machine", "device", "threads", "python", "torch", "commit", "dirty", "code", "started", "seconds"}
+        for r in records
+    )
     page = json.loads((project.root / "_build/executed/q99_toy.ipynb").read_text())
     assert "q99-two-squared" in json.dumps(page) and json.loads((project.root / "_build/status.json").read_text()) == {"q99": "done"}
 
@@ -92,6 +95,16 @@ def test_draw_is_identical_to_the_byte(project: Project) -> None:
     assert b'"execution_count": 1' in first
     project.ok("draw")
     assert notebook.read_bytes() == first
+
+
+def test_a_rule_changed_after_records_exist_is_shown(project: Project) -> None:
+    project.ok("run", "--profile", "quick", "--measure-only")
+    project.ok("draw")
+    ledger = project.root / "data/claims/q99.yaml"
+    ledger.write_text(ledger.read_text().replace("value: 4}", "value: 5}"))
+    project.ok("draw")
+    page = (project.root / "notebooks/q99_toy.ipynb").read_text()
+    assert "The rule was changed on" in page and "refuted" in page
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,7 @@ class LaterConfig:
 
 
 def test_defaults_are_part_of_the_form() -> None:
-    assert canonical(Setup(model=NetConfig())) == {
-        "model": {"kind": "Net", "depth": 20, "lr": 0.1, "widths": [16, 32], "skip": True}
-    }
+    assert canonical(Setup(model=NetConfig())) == {"model": {"kind": "Net", "depth": 20, "lr": 0.1, "widths": [16, 32], "skip": True}}
 
 
 def test_int_and_float_of_one_value_agree() -> None:

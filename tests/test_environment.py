@@ -70,12 +70,20 @@ def test_everything_imported_is_declared() -> None:
     import ast
     import sys
 
-    import_names = {"pillow": "PIL", "pyyaml": "yaml", "vl-convert-python": "vl_convert", "papermill": "papermill", "jupyter-book": "jupyter_book"}
+    import_names = {
+        "pillow": "PIL",
+        "pyyaml": "yaml",
+        "vl-convert-python": "vl_convert",
+        "papermill": "papermill",
+        "jupyter-book": "jupyter_book",
+    }
     declared = {import_names.get(n, n.replace("-", "_")) for n in pypi()} | {"cnnstudy"}
     allowed = {"IPython", "traitlets", "sphinx", "docutils", "myst_nb"}  # come with ipykernel and jupyter-book, whose parts they are
     for path in (ROOT / "cnnstudy").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+            )
             for name in names:
                 top = (name or "").split(".")[0]
                 assert top in declared | allowed | set(sys.stdlib_module_names), f"{path.name} imports {top}"

@@ -20,8 +20,8 @@ BENCH = [
     {"cnnstudy.data", "cnnstudy.layers", "cnnstudy.timing"},
     {"cnnstudy.models"},
     {"cnnstudy.probes"},
-    {"cnnstudy.train", "cnnstudy.attacks", "cnnstudy.compress"},
-    {"cnnstudy.hooks"},
+    {"cnnstudy.train", "cnnstudy.attacks", "cnnstudy.compress", "cnnstudy.engines"},
+    {"cnnstudy.hooks", "cnnstudy.defences"},
 ]
 FOUNDATION = {"cnnstudy.config", "cnnstudy.stats", "cnnstudy.runtime", "cnnstudy.source", "cnnstudy.fetch", "cnnstudy.archives"}
 HEAVY = {"torch", "torchvision", "timm", "onnxruntime", "onnx"}
@@ -106,7 +106,11 @@ def test_only_taps_registers_hooks() -> None:
 
 
 def test_no_module_outgrows_one_sitting() -> None:
-    long = {n: len((ROOT / (n.replace(".", "/") + ".py")).read_text().splitlines()) for n in MODULES if (ROOT / (n.replace(".", "/") + ".py")).exists()}
+    long = {
+        n: len((ROOT / (n.replace(".", "/") + ".py")).read_text().splitlines())
+        for n in MODULES
+        if (ROOT / (n.replace(".", "/") + ".py")).exists()
+    }
     assert {n: lines for n, lines in long.items() if lines > 330} == {}
 
 

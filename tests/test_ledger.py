@@ -16,7 +16,7 @@ QUESTIONS = claims.questions()
 
 
 def test_there_are_questions_and_each_has_its_notebook() -> None:
-    assert QUESTIONS and QUESTIONS == questions()
+    assert QUESTIONS and questions() == QUESTIONS
 
 
 @pytest.mark.parametrize("question", QUESTIONS)

@@ -15,6 +15,11 @@ def test_code_and_indentation_count() -> None:
     assert essence("x = 1\n") != essence("x = 2\n")
 
 
+def test_line_breaks_parentheses_and_trailing_commas_do_not_count() -> None:
+    assert essence("f(a, b)\n") == essence("f(\n    a,\n    b,\n)\n")
+    assert essence("x = a + b\n") == essence("x = (a\n     + b)\n")
+
+
 def test_a_hash_sign_in_a_text_is_no_comment() -> None:
     assert essence('x = "#1"\n') != essence('x = "#2"\n')
 

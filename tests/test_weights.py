@@ -44,9 +44,7 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, write, name):
     assert "\n" not in str(caught.value) and not mark.exists()
 
 
-@pytest.mark.parametrize(
-    ("value", "reason"), [({"a": {"b": torch.ones(1)}}, "flat dictionary"), ([1], "flat dictionary")]
-)
+@pytest.mark.parametrize(("value", "reason"), [({"a": {"b": torch.ones(1)}}, "flat dictionary"), ([1], "flat dictionary")])
 def test_other_contents_are_refused(tmp_path, value, reason):
     torch.save(value, tmp_path / "w.pth")
     with pytest.raises(Refused, match=reason):

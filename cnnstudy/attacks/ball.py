@@ -93,9 +93,7 @@ def check(x: Tensor, y: Tensor) -> None:
     if x.ndim != 4 or x.dtype != torch.float32:
         raise Refused(f"attacked images are {x.dtype} of shape {tuple(x.shape)}; valid: float32 of shape (N, C, H, W)")
     if y.dtype != torch.int64 or y.shape != x.shape[:1]:
-        raise Refused(
-            f"labels are {y.dtype} of shape {tuple(y.shape)}; valid: int64 of shape ({x.shape[0]},), one for each image"
-        )
+        raise Refused(f"labels are {y.dtype} of shape {tuple(y.shape)}; valid: int64 of shape ({x.shape[0]},), one for each image")
     if x.numel() == 0:
         raise Refused("no images to attack; give at least one")
     low, high = (float(v) for v in x.detach().aminmax())

@@ -30,9 +30,7 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, cfg: AttackConfig) -> Tensor:
     return ascend(Target(model, x, y, cfg), x, y, radius(cfg.eps, x))[0]
 
 
-def ascend(
-    target: Target, x: Tensor, y: Tensor, ball: Tensor, start: Tensor | None = None, stop: bool = True
-) -> tuple[Tensor, Tensor]:
+def ascend(target: Target, x: Tensor, y: Tensor, ball: Tensor, start: Tensor | None = None, stop: bool = True) -> tuple[Tensor, Tensor]:
     """PGD in balls of each image's own radius; returns the points, like ``x``, and which are fooled, (N,) bool.
 
     ``ball``: (N, 1, 1, 1).  ``start``: where the first restart begins, in place of a random point.  ``stop``: leave an

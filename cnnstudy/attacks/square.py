@@ -66,9 +66,7 @@ def roam(target: Target, x: Tensor, y: Tensor, ball: Tensor) -> tuple[Tensor, Te
         edge = side(query, cfg.queries, height, width)
         top = torch.randint(0, height - edge + 1, (count, 1), generator=generator).to(x.device)[places]
         left = torch.randint(0, width - edge + 1, (count, 1), generator=generator).to(x.device)[places]
-        inside = ((rows >= top) & (rows < top + edge))[:, None, :, None] & (
-            (columns >= left) & (columns < left + edge)
-        )[:, None, None, :]
+        inside = ((rows >= top) & (rows < top + edge))[:, None, :, None] & ((columns >= left) & (columns < left + edge))[:, None, None, :]
         tried = project(best + 2 * ball * signs(colours, 1, 1) * inside, x, ball)
         answer = margin(target.logits(tried, low=query < low_until), y)
         better = answer > score

@@ -79,9 +79,7 @@ def robust(model: nn.Module, x: Tensor, y: Tensor, cfg: AttackConfig) -> Tensor:
     return strong(model, x, y, cfg.eps, cfg).correct
 
 
-def curve(
-    model: nn.Module, x: Tensor, y: Tensor, epsilons: Sequence[float], cfg: AttackConfig | None = None
-) -> dict[float, Outcome]:
+def curve(model: nn.Module, x: Tensor, y: Tensor, epsilons: Sequence[float], cfg: AttackConfig | None = None) -> dict[float, Outcome]:
     """:func:`strong` at several radii, smallest first, by radius.
 
     An image that falls at one radius falls at every larger one (the larger ball contains the smaller), so it is not
@@ -125,8 +123,7 @@ def minimal_perturbation(model: nn.Module, x: Tensor, y: Tensor, cfg: AttackConf
             continue
         tried = torch.full_like(size[left], cfg.eps) if first else (low[left] + size[left]) / 2
         ball = (tried * UNIT)[:, None, None, None]
-        start = None if first else project(x[left] + (best[left] - x[left]) * (tried / size[left])[:, None, None, None],
-                                           x[left], ball)
+        start = None if first else project(x[left] + (best[left] - x[left]) * (tried / size[left])[:, None, None, None], x[left], ball)
         points, done = ascend(target, x[left], y[left], ball, start)
         hit, miss = left[done], left[~done]
         best[hit] = points[done]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnstudy.attacks.ball import UNIT, AttackConfig, check
-from cnnstudy.attacks.target import Target
+from cnnstudy.attacks.ball import UNIT, AttackConfig, check, project, radius
+from cnnstudy.attacks.gradient import ascend, pgd
+from cnnstudy.attacks.strength import minimal_perturbation
+from cnnstudy.attacks.target import BATCH, Target
+from cnnstudy.config import Refused
 
 
 def steepness(model: nn.Module, x: Tensor, y: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
@@ -36,3 +41,50 @@ def steepness(model: nn.Module, x: Tensor, y: Tensor, temperature: float = 1.0) 
         "margin": lead,
         "margin_slope": size / lead.abs().clamp_min(1e-12),
     }
+
+
+def displacement(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0, eps: float = 1.0) -> dict[str, float]:
+    """How far the pooled penultimate features move, ||f(x + d) - f(x)|| / ||f(x)||, median over the images.
+
+    ``moved_noise``     d: a random sign per pixel and colour, ``eps`` grey levels
+    ``moved_attack``    d: ten PGD steps on the margin within ``eps``, each climbing to its last step
+    ``margin_slope``    median of :func:`steepness`'s scale-free slope, per grey level
+
+    ``model`` needs ``features``: (N, C, H, W) -> (N, D).  Raises Refused where it has none.
+    """
+    if not hasattr(model, "features"):
+        raise Refused(f"{type(model).__name__} has no features(); displacement needs the pooled penultimate features")
+    target = Target(model, x, y, AttackConfig(eps, steps=10, step=0.25, restarts=1, loss="margin", seed=seed))
+    noise = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(seed)).to(x) * 2 - 1
+    attacked, _ = ascend(target, x, y, radius(eps, x), stop=False)
+
+    @torch.no_grad()
+    def features(images: Tensor) -> Tensor:
+        return torch.cat([target.exact.features(part) for part in images.split(BATCH)])  # type: ignore[operator]
+
+    still = features(x)
+    size = still.norm(dim=1).clamp_min(1e-12)
+
+    def moved(points: Tensor) -> float:
+        return float(((features(points) - still).norm(dim=1) / size).median())
+
+    return {
+        "moved_noise": moved(project(x + eps * UNIT * noise, x, radius(eps, x))),
+        "moved_attack": moved(attacked),
+        "margin_slope": float(steepness(model, x, y)["margin_slope"].median()),
+    }
+
+
+def smallest(model: nn.Module, x: Tensor, y: Tensor, cfg: AttackConfig, largest: float = 16.0) -> Tensor:
+    """Perturbations about as small as fools, like ``x``, for showing: zero where nothing up to ``largest`` / 255 fools.
+
+    Ten per cent above the smallest size known, since the search at a fixed size starts anew.  Zero, too, where the
+    image is wrong before.  Uses precision, temperature and seed of ``cfg``.
+    """
+    sizes = minimal_perturbation(model, x, y, replace(cfg, eps=largest, steps=20, restarts=1))
+    found = torch.zeros_like(x)
+    for i, size in enumerate(sizes.tolist()):
+        if 0 < size <= largest:
+            one = slice(i, i + 1)
+            found[one] = pgd(model, x[one], y[one], replace(cfg, eps=1.1 * size, steps=50, restarts=3, loss="margin")) - x[one]
+    return found

@@ -22,7 +22,9 @@ NATIVE = {
     "efficientnet_lite1": 240, "efficientnet_lite2": 260, "efficientnet_lite3": 300, "efficientnet_lite4": 380,
 }  # fmt: skip
 COMMON = 224  # pixels at which all are compared
-FROM_TORCHVISION = ("shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "squeezenet1_0", "squeezenet1_1")
+FROM_TORCHVISION = (
+    "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "squeezenet1_0", "squeezenet1_1",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,10 @@ def kind_of(layer_type: str) -> str:
 def headline(cfg: ZooConfig) -> dict[str, Any]:
     """The figures of one network that a table shows: at its own resolution, and (``..._224``) at the common one.
 
-    ``macs``, ``flops`` (2 macs), ``params``, ``activations``, ``peak_bytes`` (fp32, batch 1), ``memory_bytes`` (weights and peak),
-    ``operations`` (flops and elementwise), ``layers``; shares of the MACs ``share_by_operator``, ``share_by_size`` (map height)
-    and ``share_by_channels`` (output channels); ``macs_by_stage`` and ``activations_by_stage`` in order of execution.
+    ``macs``, ``flops`` (2 macs), ``params``, ``activations``, ``peak_bytes`` (fp32, batch 1), ``memory_mb`` (fp32 weights and
+    peak, 10^6 bytes), ``operations`` (flops and elementwise), ``layers``; shares of the MACs ``share_by_operator``,
+    ``share_by_size`` (map height) and ``share_by_channels`` (output channels); ``macs_by_stage`` and ``activations_by_stage``
+    in order of execution.
     """
     own, common = counted(cfg), counted(ZooConfig(cfg.name, COMMON, cfg.edits))
     macs = own["macs"]
@@ -47,7 +48,7 @@ def headline(cfg: ZooConfig) -> dict[str, Any]:
     return {
         **{name: own[name] for name in ("macs", "flops", "params", "activations", "peak_bytes", "operations", "elementwise")},
         **{f"{name}_224": common[name] for name in ("macs", "flops", "activations", "operations")},
-        "memory_bytes": 4 * own["params"] + own["peak_bytes"],
+        "memory_mb": (4 * own["params"] + own["peak_bytes"]) / 1e6,
         "layers": own["weighted_layers_all"],
         "share_by_operator": {name: count / macs for name, count in operators.items()},
         "share_by_size": {str(size): count / macs for size, count in own["macs_by_size"].items()},
@@ -58,17 +59,17 @@ def headline(cfg: ZooConfig) -> dict[str, Any]:
 
 
 def against(claimed: float, cfg: ZooConfig) -> dict[str, Any]:
-    """A printed cost beside the count: relative distances of MACs, FLOPs and MACs at 224, and the factor at 224."""
+    """A printed cost beside the count: relative errors as MACs, as FLOPs and as MACs at 224, and the factor there (>= 1)."""
     own, common = counted(cfg), counted(ZooConfig(cfg.name, COMMON, cfg.edits))
     ratio = claimed / common["macs"]
     return {
         "macs": own["macs"],
         "flops": own["flops"],
         "macs_224": common["macs"],
-        "off_macs": abs(claimed / own["macs"] - 1),
-        "off_flops": abs(claimed / own["flops"] - 1),
-        "off_macs_224": abs(ratio - 1),
-        "factor_224": max(ratio, 1 / ratio),
+        "macs_error_share": abs(claimed / own["macs"] - 1),
+        "flops_error_share": abs(claimed / own["flops"] - 1),
+        "macs_224_error_share": abs(ratio - 1),
+        "factor_at_224": max(ratio, 1 / ratio),
     }
 
 
@@ -86,30 +87,37 @@ def mobilenet_part(name: str, last: int) -> str:
     stage = name.split(".")
     if ".se." in f".{name}.":
         return "gates"
-    if stage[0] == "classifier":
-        return "classifier"
+    if stage[0] in ("conv_stem", "classifier"):
+        return {"conv_stem": "stem"}.get(stage[0], stage[0])
     if stage[0] == "conv_head" or stage[:2] == ["blocks", str(last)]:
         return "last_stage"
-    return "stem" if stage[0] == "conv_stem" or stage[:2] == ["blocks", "0"] else "body"
+    return "first_block" if stage[:2] == ["blocks", "0"] else "body"
 
 
 def mobilenet_parts(cfg: ZooConfig) -> dict[str, int]:
-    """MACs of stem (with the first block), body, gates, last stage (after the last stride-32 block) and classifier."""
+    """MACs of stem, first block, body, gates, last stage (after the last block at stride 32 that has a twin) and classifier."""
     layers = counted(cfg)["layers"]
     last = max(int(layer["name"].split(".")[1]) for layer in layers if layer["name"].startswith("blocks."))
-    sums = dict.fromkeys(("stem", "body", "gates", "last_stage", "classifier"), 0)
+    sums = dict.fromkeys(("stem", "first_block", "body", "gates", "last_stage", "classifier"), 0)
     for layer in layers:
         sums[mobilenet_part(layer["name"], last)] += layer["macs"]
     return sums
 
 
 def saved(before: ZooConfig, after: ZooConfig) -> dict[str, Any]:
-    """What ``after`` saves against ``before``, by part of a MobileNet: MACs, and the body's share of the difference."""
+    """What ``after`` saves against ``before``, by part of a MobileNet: MACs, and the body's share of the difference.
+
+    ``body_and_first_block_share`` counts the first block, whose input the stem decides, to the body.
+    """
     a, b = mobilenet_parts(before), mobilenet_parts(after)
-    difference = sum(a.values()) - sum(b.values())
-    parts: dict[str, Any] = {f"{part}_saved": a[part] - b[part] for part in a}
-    bodies = {"body_before": a["body"], "body_after": b["body"]}
-    return {**parts, **bodies, "saved": difference, "body_share": parts["body_saved"] / difference}
+    parts: dict[str, Any] = {f"{part}_saved_macs": a[part] - b[part] for part in a}
+    difference = sum(parts.values())
+    return {
+        **parts,
+        "saved_macs": difference,
+        "body_share": parts["body_saved_macs"] / difference,
+        "body_and_first_block_share": (parts["body_saved_macs"] + parts["first_block_saved_macs"]) / difference,
+    }
 
 
 def basic_blocks(network: nn.Module) -> dict[str, Any]:

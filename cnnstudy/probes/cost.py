@@ -154,9 +154,7 @@ def _type(module: Any, size_in: int, size: int) -> str:
     return "x".join(str(k) for k in module.kernel_size)
 
 
-def _layers(
-    modules: Mapping[str, nn.Module], calls: Mapping[str, tuple[int, ...]], macs: Mapping[str, int], batch: int
-) -> list[Layer]:
+def _layers(modules: Mapping[str, nn.Module], calls: Mapping[str, tuple[int, ...]], macs: Mapping[str, int], batch: int) -> list[Layer]:
     """The layers in the order of their first execution."""
     layers = []
     for name, (size_in, size, channels, activations) in calls.items():
@@ -176,10 +174,7 @@ def _layers(
         )
     # A fully connected layer that a layer on a map still follows stands in a gate, not at the network's end.
     last_map = max((i for i, layer in enumerate(layers) if layer.type != "fc"), default=-1)
-    return [
-        replace(layer, type="gate", main=False) if layer.type == "fc" and i < last_map else layer
-        for i, layer in enumerate(layers)
-    ]
+    return [replace(layer, type="gate", main=False) if layer.type == "fc" and i < last_map else layer for i, layer in enumerate(layers)]
 
 
 def total(layers: Iterable[Mapping[str, Any]], by: str, what: str = "macs") -> dict[Any, int]:
@@ -190,9 +185,7 @@ def total(layers: Iterable[Mapping[str, Any]], by: str, what: str = "macs") -> d
     return sums
 
 
-def cost(
-    model: Any, resolution: int, batch: int = 1, device: str = "meta", dtype: torch.dtype = torch.float32
-) -> dict[str, Any]:
+def cost(model: Any, resolution: int, batch: int = 1, device: str = "meta", dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """Costs of one forward pass of ``model`` (a network, or a config) on ``resolution`` x ``resolution`` images.
 
     Evaluation mode; every count is per image, whatever the ``batch``.  Returns

@@ -58,20 +58,15 @@ def log10(value: float, floor: float = 1e-45) -> float:
     return math.log10(max(value, floor))
 
 
-def first_to_last(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float | np.ndarray]:
-    """First against last spatial convolution: norms, their log10 ratio, its size, and the whole profile.
+def first_to_last(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+    """Gradient norms of the first and the last spatial convolution, their log10, and the log10 of their ratio.
 
-    ``abs_log10_ratio`` above 2 means a ratio outside [0.01, 100]; a gradient that is not finite counts as 1e38.
+    A gradient that is not finite counts as 1e38.
     """
     norms = layer_norms(model, x, y)
     finite = np.nan_to_num(norms["gradient"], nan=1e38, posinf=1e38)
     first, last = float(finite[0]), float(finite[-1])
-    ratio = log10(first) - log10(last)
-    return {
-        "first_norm": first, "last_norm": last, "log10_first": log10(first), "log10_ratio": ratio,
-        "abs_log10_ratio": abs(ratio), "abs_log10_first": abs(log10(first)),
-        "gradient": finite.astype(np.float32), "weight": norms["weight"].astype(np.float32),
-    }  # fmt: skip
+    return {"first_norm": first, "last_norm": last, "log10_first": log10(first), "log10_ratio": log10(first) - log10(last)}
 
 
 def thirds(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -36,7 +36,7 @@ def chain(model: nn.Module) -> list[Layer]:
     blocks = model.blocks()  # type: ignore[operator]
     if any(block.shortcut is not None for block in blocks):
         raise Refused("a network with shortcuts is not a chain of layers")
-    layers: list[Layer] = [nn.Sequential(model.normalize, model.stem)]  # type: ignore[list-item]
+    layers: list[Layer] = [nn.Sequential(model.normalize, model.stem)]  # type: ignore[arg-type]
     for block in blocks:
         parts = block.branch
         layers.append(nn.Sequential(parts.conv1, parts.norm1, parts.act1))
@@ -239,13 +239,16 @@ def path_shares(model: nn.Module, x: Tensor, y: Tensor, samples: int = 16, seed:
         for _ in range(1 if k in (0, len(blocks)) else samples):
             chosen = set(rng.choice(len(blocks), size=k, replace=False).tolist())
             magnitude[k] += float(_path_gradient(model, blocks, start, y, chosen)) / (1 if k in (0, len(blocks)) else samples)
-    weights = np.array([math.lgamma(len(blocks) + 1) - math.lgamma(k + 1) - math.lgamma(len(blocks) - k + 1) for k in range(len(blocks) + 1)])
+    weights = np.array(
+        [math.lgamma(len(blocks) + 1) - math.lgamma(k + 1) - math.lgamma(len(blocks) - k + 1) for k in range(len(blocks) + 1)]
+    )
     log_total = np.log(np.maximum(magnitude, 1e-300)) + weights
     share = np.exp(log_total - log_total.max())
     share /= share.sum()
     third = math.ceil(len(blocks) / 3)
     return {
-        "direct_share": float(share[0]), "short_share": float(share[:third].sum()), "median_length": int(np.searchsorted(share.cumsum(), 0.5)),
+        "direct_share": float(share[0]), "short_share": float(share[:third].sum()),
+        "median_length": int(np.searchsorted(share.cumsum(), 0.5)),
         "blocks": len(blocks), "magnitude": magnitude, "share": share,
     }  # fmt: skip
 
@@ -265,7 +268,9 @@ def _path_gradient(model: nn.Module, blocks: Sequence[nn.Module], start: Tensor,
     return g.norm()
 
 
-def random_products(low: float, high: float, split: bool, size: int = 64, depth: int = 100, draws: int = 100, seed: int = 0) -> dict[str, object]:
+def random_products(
+    low: float, high: float, split: bool, size: int = 64, depth: int = 100, draws: int = 100, seed: int = 0
+) -> dict[str, object]:
     """Log norm of a random gradient sent back through ``depth`` random Jacobians (size x size), ``draws`` times.
 
     Singular values are uniform in [low, high], or, with ``split``, half of them ``low`` and half ``high``; singular

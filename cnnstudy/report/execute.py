@@ -56,7 +56,9 @@ def _child(arguments: Sequence[str], log: Path, timeout: float, env: Mapping[str
                 child.wait()
     if child.returncode:
         lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-        raise PageFailed(f"{lines[-1] if lines else 'ended without a word'} (exit {child.returncode}; all of it in {log.relative_to(ROOT)})")
+        raise PageFailed(
+            f"{lines[-1] if lines else 'ended without a word'} (exit {child.returncode}; all of it in {log.relative_to(ROOT)})"
+        )
 
 
 class _Follower:
@@ -84,9 +86,15 @@ class _Follower:
         elif event["event"] == "record":
             self.done += 1
             elapsed = time.monotonic() - self.started
-            left = (self.estimate - elapsed if self.estimate else elapsed / self.done * (self.total - self.done)) if self.done < self.total else 0
+            left = (
+                (self.estimate - elapsed if self.estimate else elapsed / self.done * (self.total - self.done))
+                if self.done < self.total
+                else 0
+            )
             note = f"  FAILED: {event['failed']}" if event["failed"] else ""
-            self.say(f"  {self.done}/{self.total} {event['name']} {self.label} {event['seconds']:.1f} s; about {max(0, left):.0f} s left{note}")
+            self.say(
+                f"  {self.done}/{self.total} {event['name']} {self.label} {event['seconds']:.1f} s; about {max(0, left):.0f} s left{note}"
+            )
 
 
 def missing(question: str, profile: str, machine: str | None = None) -> list[tuple[plans.Experiment, dict[str, Any]]]:
@@ -180,7 +188,9 @@ def run(
     for question in questions:
         todo = missing(question, profile)
         seconds = estimate(question, todo) if todo else 0
-        guess = "nothing to measure" if not todo else f"{len(todo)} to measure, " + (f"about {seconds:.0f} s" if seconds else "time unknown")
+        guess = (
+            "nothing to measure" if not todo else f"{len(todo)} to measure, " + (f"about {seconds:.0f} s" if seconds else "time unknown")
+        )
         say(f"{question}: {guess}")
     measured = []
     for question in questions:

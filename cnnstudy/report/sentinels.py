@@ -18,7 +18,7 @@ from cnnstudy.report import claims, evidence
 def exact_metrics(root: Path) -> dict[str, tuple[str, Mapping[str, Any]]]:
     """By key: where a record of an exact experiment stands, and those of its metrics that must agree everywhere."""
     kinds = {(q, name): e.kind for q in claims.questions() for name, e in claims.load(q).experiments.items()}
-    found = {}
+    found: dict[str, tuple[str, Mapping[str, Any]]] = {}
     for machine in evidence.machines(root):
         for record in evidence.read(machine, None, root):
             if kinds.get((record["question"], record["experiment"])) == "exact":

@@ -102,8 +102,7 @@ def _escape(cell: str) -> str:
 def _html_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     first = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
     rows = "".join(
-        f'<tr><th scope="row">{html.escape(row[0])}</th>' + "".join(f"<td>{html.escape(c)}</td>" for c in row[1:]) + "</tr>"
-        for row in body
+        f'<tr><th scope="row">{html.escape(row[0])}</th>' + "".join(f"<td>{html.escape(c)}</td>" for c in row[1:]) + "</tr>" for row in body
     )
     return f"<table><thead><tr>{first}</tr></thead><tbody>{rows}</tbody></table>"
 
@@ -145,7 +144,8 @@ def verdict_box(ledger: Ledger, verdicts: Sequence[Verdict], written_for: Mappin
     note = ""
     if moved:
         items = "".join(f"<li><code>{v.id}</code>: {v.outcome}, not {(written_for or {})[v.id]}</li>" for v in moved)
-        note = f'<div class="cnn-note" role="note"><p>The text was written for other verdicts than these records give:</p><ul>{items}</ul></div>'
+        head = "<p>The text was written for other verdicts than these records give:</p>"
+        note = f'<div class="cnn-note" role="note">{head}<ul>{items}</ul></div>'
     statements = {claim.id: claim for claim in ledger.claims}
     articles = "".join(_article(statements[v.id], v) for v in verdicts)
     plain = "\n".join(f"{v.outcome:>10}  {v.id}: {v.reason}" for v in verdicts)
@@ -158,19 +158,17 @@ def _interval(low: float | None, high: float | None) -> str:
 
 def _article(claim: Any, verdict: Verdict) -> str:
     rows = [
-        [name, claim.conditions[name]["rule"], f.state, "–" if f.estimate is None else f"{f.estimate:.4g}",
-         _interval(f.low, f.high), str(f.n), f.reason]
+        [name, claim.conditions[name].get("text", "–"), claim.conditions[name]["rule"], f.state,
+         "–" if f.estimate is None else f"{f.estimate:.4g}", _interval(f.low, f.high), str(f.n), f.reason]
         for name, f in verdict.findings.items()
     ]  # fmt: skip
-    head = ["condition", "rule", "state", "estimate", "95 % interval", "n", "why"]
+    head = ["condition", "asks", "rule", "state", "estimate", "95 % interval", "n", "why"]
     details = ""
     if rows:
         expressions = "; ".join(f"{word} if {text}" for word, text in claim.outcomes.items())
         details = (
             f"<details><summary>Conditions and test</summary><p>{html.escape(' '.join(claim.test.split()))}</p>"
-            f"<p>Read as: {html.escape(expressions)}.</p>"
-            + _scroll(_html_table(head, rows), f"Conditions of {claim.id}")
-            + "</details>"
+            f"<p>Read as: {html.escape(expressions)}.</p>" + _scroll(_html_table(head, rows), f"Conditions of {claim.id}") + "</details>"
         )
     changed = f'<p class="cnn-meta">{html.escape(verdict.changed)}</p>' if verdict.changed else ""
     meta = " · ".join([f"<code>{claim.id}</code>", ", ".join(claim.evidence), f"rule digest <code>{verdict.digest}</code>"])
@@ -186,8 +184,7 @@ def evidence(study: Study, columns: int = 12) -> None:
     """Every record that the page draws on, folded: setup, seed, metrics, key."""
     parts = []
     for name, spec in study.ledger.experiments.items():
-        frame = study.frame(name) if spec.kind != "published" else ()
-        if not len(frame):
+        if spec.kind == "published" or not len(frame := study.frame(name)):
             continue
         varied = [c for c in frame.columns if c not in ("machine", "profile", "failed", "key", "seed") and _varies(frame[c])]
         shown = frame.set_index("key")[[*varied[:columns], "seed"]]

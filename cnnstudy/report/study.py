@@ -231,7 +231,9 @@ class Study:
             | {"machine": machine, "profile": profile, "failed": r.get("failed"), "key": r["key"]}
             for r in (there[e["key"]] for e in entries if e["key"] in there)
         ]  # fmt: skip
-        return pd.DataFrame(rows, columns=None if rows else ["seed", "machine", "profile", "failed", "key"])
+        # an empty frame still has the columns that cells select by
+        paths = {path: None for e in entries if "setup" in e for path in flatten(e["setup"])}
+        return pd.DataFrame(rows, columns=None if rows else [*paths, "seed", "machine", "profile", "failed", "key"])
 
     def arrays(self, record_key: str, machine: str) -> dict[str, Any]:
         """The arrays stored beside a record, e.g. the images of a gallery."""

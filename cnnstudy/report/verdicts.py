@@ -104,12 +104,20 @@ def _because(claim: Claim, findings: Mapping[str, Finding], named: Sequence[str]
     alike: dict[tuple[str, str], list[str]] = {}
     for n in named:
         alike.setdefault((findings[n].state, findings[n].reason), []).append(n)
-    parts = [f"{_STATES[state].format(_list(names))}: {_inside(reason)}" for (state, reason), names in alike.items()]
+    parts = [f"{_STATES[state].format(_called(claim, names, state))}: {_inside(reason)}" for (state, reason), names in alike.items()]
     more = [f"and {len(parts) - MOST_REASONS} more"] if len(parts) > MOST_REASONS else []
     return "; ".join(parts[:MOST_REASONS] + more)
 
 
-_STATES = {"holds": "condition {} holds", "fails": "condition {} fails", "unclear": "condition {} is unclear", "missing": "missing for {}"}
+_STATES = {"holds": "{} holds", "fails": "{} fails", "unclear": "{} is unclear", "missing": "missing for {}"}
+
+
+def _called(claim: Claim, names: Sequence[str], state: str) -> str:
+    """A condition by its own words, if it has some; several by their names."""
+    text = claim.conditions[names[0]].get("text") if len(names) == 1 else None
+    if text:
+        return f"“{text.removesuffix('.')}”"
+    return _list(names) if state == "missing" else f"condition {_list(names)}"
 
 
 def _list(names: Sequence[str]) -> str:

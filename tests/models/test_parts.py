@@ -97,9 +97,7 @@ def test_zero_branch_starts_as_the_shortcut(norm: str, preact: bool) -> None:
     assert torch.equal(block(x), x)  # x is not negative, so that the ReLU after the sum changes nothing
 
 
-@pytest.mark.parametrize(
-    ("norm", "preact", "part"), [("batch", False, "norm2"), ("none", False, "conv2"), ("batch", True, "conv2")]
-)
+@pytest.mark.parametrize(("norm", "preact", "part"), [("batch", False, "norm2"), ("none", False, "conv2"), ("batch", True, "conv2")])
 def test_scaled_branch_scales_the_last_parameters(norm: str, preact: bool, part: str) -> None:
     torch.manual_seed(0)
     full = build(ResNetConfig(norm=norm, preact=preact)).blocks()[2].branch.get_submodule(part).weight
