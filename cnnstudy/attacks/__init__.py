@@ -4,7 +4,7 @@
 ``target``    the network as an attack sees it: folded, frozen, channels last; the network as given judges
 ``gradient``  fgsm, pgd                  ``square``    square: black box, logits only
 ``strength``  strong, robust, curve, minimal_perturbation, robustness, transfer
-``surface``   steepness: input gradients, exact zeros       ``training``  adversarial: a task for fit()
+``surface``   steepness, displacement, smallest       ``training``  adversarial: a task for fit()
 
 Images are float32 (N, C, H, W) in [0, 1]; eps is in units of 1/255; the model passed in is left as it was found.
 """
@@ -24,11 +24,11 @@ from cnnstudy.attacks.strength import (
     strong,
     transfer,
 )
-from cnnstudy.attacks.surface import steepness
+from cnnstudy.attacks.surface import displacement, smallest, steepness
 from cnnstudy.attacks.training import adversarial
 
 __all__ = [
-    "STAGES", "AttackConfig", "Outcome", "adversarial", "curve", "fgsm", "minimal_perturbation", "pgd", "robust",
+    "STAGES", "AttackConfig", "Outcome", "adversarial", "curve", "displacement", "fgsm", "minimal_perturbation", "pgd", "robust",
     "robustness",
-    "square", "steepness", "strong", "transfer",
+    "smallest", "square", "steepness", "strong", "transfer",
 ]  # fmt: skip

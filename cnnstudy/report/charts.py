@@ -64,6 +64,8 @@ def show(spec: Mapping[str, Any], fig: Figure, name: str, alt: str, caption: str
     out = io.BytesIO()
     fig.savefig(out, format="png", dpi=theme.DPI, bbox_inches="tight", metadata={"Software": None})
     plt.close(fig)
-    about = {"alt": alt, "caption": caption, "name": name}
+    about = {"alt": alt, "caption": caption}  # the label stands once: the site reads both forms before it chooses
     picture = base64.b64encode(out.getvalue()).decode()
-    display({MIME: dict(spec), "image/png": picture, "text/plain": alt}, metadata={MIME: about, "image/png": about}, raw=True)
+    display(
+        {MIME: dict(spec), "image/png": picture, "text/plain": alt}, metadata={MIME: about | {"name": name}, "image/png": about}, raw=True
+    )

@@ -187,7 +187,7 @@ _SIGN = {"not": "other than {}", "low": "from {}", "high": "up to {}"}
 def say(value: Any) -> str:
     """A value as it is said: true, none, a or b."""
     if isinstance(value, list):
-        return " or ".join(say(v) for v in value)
+        return " or ".join(say(v) for v in value) or "none"
     if value is None:
         return "left out"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -93,6 +93,11 @@ def table(frame: pd.DataFrame, name: str, caption: str, formats: Mapping[str, Fo
     _emit({"text/markdown": "\n".join([*lines, "```"]), "text/html": _html_table(head, body), "text/plain": plain})
 
 
+def power(log10: float) -> str:
+    """``10⁶`` for a log10 of 6.2: an order of magnitude in prose."""
+    return "10" + f"{log10:.0f}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
 def _escape(cell: str) -> str:
     for sign in "\\*_$`|":
         cell = cell.replace(sign, f"\\{sign}")
@@ -116,20 +121,30 @@ def _hours(seconds: float) -> str:
 
 
 def run_card(study: Study) -> None:
-    """What this page rests on: per experiment its kind, profile, machine, measurements recorded and their time."""
-    body = []
+    """What this page rests on: machine, profiles, measurements recorded and their time; per experiment in a fold."""
+    states, body = [], []
     for name, spec in study.ledger.experiments.items():
         if spec.kind == "published":
             body.append([name, spec.kind, "–", "–", f"table {spec.table}", "–", "–"])
             continue
         state = study.coverage(name)
-        body.append([
-            name, spec.kind, state.profile, state.machine, f"{state.recorded} of {state.expected}",
-            _hours(state.seconds), str(state.failed or "–"),
-        ])  # fmt: skip
+        states.append(state)
+        done = f"{state.recorded} of {state.expected}"
+        body.append([name, spec.kind, state.profile, state.machine, done, _hours(state.seconds), str(state.failed or "–")])
+    recorded, expected = sum(s.recorded for s in states), sum(s.expected for s in states)
+    facts = {
+        "Machine": ", ".join(sorted({s.machine for s in states if s.recorded})) or "none yet",
+        "Profile": ", ".join(p for p in ("quick", "standard", "full") if any(s.profile == p for s in states)) or "none yet",
+        "Measurements": f"{recorded} of {expected}",
+        "Time to measure": _hours(sum(s.seconds for s in states)),
+        "Failed": str(sum(s.failed for s in states)),
+    }
+    items = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts.items())
     head = ["experiment", "kind", "profile", "machine", "recorded", "time to measure", "failed"]
-    card = _scroll(_html_table(head, body), "Run card")
-    _emit({"text/html": f'<div class="cnn-runcard-table">{card}</div>', "text/plain": "\n".join(" | ".join(r) for r in body)})
+    table = _scroll(_html_table(head, body), "Run card")
+    fold = f'<details class="cnn-fold"><summary>By experiment</summary>{table}</details>'
+    plain = "; ".join(f"{k}: {v}" for k, v in facts.items())
+    _emit({"text/html": f'<dl class="cnn-runcard">{items}</dl>{fold}', "text/plain": plain})
 
 
 def verdict_box(ledger: Ledger, verdicts: Sequence[Verdict], written_for: Mapping[str, str] | None = None) -> None:

@@ -149,7 +149,8 @@ class Study:
         if not only or experiment in only:
             self._measure(call, trial, together)
         calls = [c for c in self.planned if c.experiment == experiment]
-        entries = [{"key": key(experiment, s, seed, spec.protocol)} for c in calls for s in c.setups for seed in c.seeds]
+        keys = dict.fromkeys(key(experiment, s, seed, spec.protocol) for c in calls for s in c.setups for seed in c.seeds)
+        entries = [{"key": one} for one in keys]
         self._frames[experiment] = self._read(entries, self.machines[0], self.profile)
         return self._frames[experiment]
 

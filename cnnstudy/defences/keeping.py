@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from cnnstudy.attacks.ball import AttackConfig, check
 from cnnstudy.attacks.gradient import pgd
+from cnnstudy.attacks.strength import robustness
 from cnnstudy.config import Refused
+from cnnstudy.data import Data
 from cnnstudy.models import build
 from cnnstudy.train import Hook, evaluate
 
@@ -91,3 +93,18 @@ class KeepMostRobust(Hook):
         best = max(self.robust)
         epoch = max(i for i, value in enumerate(self.robust, 1) if value == best)
         return {"best_epoch": epoch, "watched": self.robust, "overfitted": self.robust[-1] < best / 2}
+
+
+def matched(model: nn.Module | None, data: Data, attacked: int, cfg: AttackConfig) -> dict[str, dict[str, float]]:
+    """The quick part of :func:`robustness` for a network kept by :class:`MatchAccuracy`, as ``{"matched": {...}}``.
+
+    ``val_acc``: share of all test images; ``median_eps`` and ``kept_<eps>``: on the first ``attacked`` of them.  Empty
+    where no network was kept.
+    """
+    if model is None:
+        return {}
+    found = robustness(model, data.x_test[:attacked], data.y_test[:attacked], [], cfg)
+    kept, median = found["kept"], found["median_eps"]
+    assert isinstance(kept, dict) and isinstance(median, float)
+    shares = {f"kept_{name}": share for name, share in kept.items()}
+    return {"matched": {"val_acc": evaluate(model, data.x_test, data.y_test)["acc"], "median_eps": median, **shares}}

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from cnnstudy.config import Refused
+from cnnstudy.report import show
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[dict[str, Any], dict[str, Any]]]]:
+    outputs: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    monkeypatch.setattr(show, "_emit", lambda data, metadata=None: outputs.append((dict(data), dict(metadata or {}))))
+    yield outputs
+    plt.close("all")
+
+
+def test_a_figure_carries_alt_caption_and_name_and_is_the_same_twice(shown: list) -> None:
+    for _ in range(2):
+        fig, ax = plt.subplots()
+        ax.plot([1, 2])
+        show.figure(fig, "fig-q99-line", alt="A line rises.", caption="A line. n = 1.")
+    (one, about), (two, _) = shown
+    assert one["image/png"] == two["image/png"] and one["text/plain"] == "A line rises."
+    assert about["image/png"] == {"alt": "A line rises.", "caption": "A line. n = 1.", "name": "fig-q99-line"}
+
+
+def test_a_figure_without_words_is_refused() -> None:
+    with pytest.raises(Refused, match="must not be empty"):
+        show.figure(plt.figure(), "fig-x", alt=" ", caption="c")
+    plt.close("all")
+
+
+def test_a_table_in_three_forms(shown: list) -> None:
+    frame = pd.DataFrame({"a_b": [1.234, None], "c": ["x|y", "<b>"]}, index=pd.Index(["r*1", "r2"], name="row"))
+    show.table(frame, "tbl-x", "Caption.", {"a_b": "{:.1f}"})
+    data = shown[0][0]
+    assert data["text/markdown"].splitlines()[:2] == ["```{list-table} Caption.", ":name: tbl-x"]
+    assert "r\\*1" in data["text/markdown"] and "x\\|y" in data["text/markdown"] and "  - 1.2" in data["text/markdown"] and "  - –" in data["text/markdown"]
+    assert "&lt;b&gt;" in data["text/html"] and "<b>" not in data["text/html"]
+    with pytest.raises(Refused, match="no column 'z'.*a_b, c"):
+        show.table(frame, "tbl-x", "Caption.", {"z": "{}"})
+
+
+def test_glue_is_what_the_site_reads(shown: list) -> None:
+    show.glue(gap=0.5, word="mixed")
+    assert [d for d, _ in shown] == [{"application/papermill.record/text/plain": "0.5"}, {"application/papermill.record/text/plain": "mixed"}]
+    assert shown[0][1]["scrapbook"] == {"name": "gap", "mime_prefix": "application/papermill.record/"}
+
+
+def test_power() -> None:
+    assert [show.power(x) for x in (6.2, -3.4, 18.0)] == ["10⁶", "10⁻³", "10¹⁸"]
+
+
+def test_source_tells_n_profile_and_machine() -> None:
+    frame = pd.DataFrame({"seed": [0, 1, 0, 1], "machine": "m", "profile": "standard"})
+    assert show.source(frame) == "4 measurements, 2 seeds each; measured on m, profile standard."
+    assert show.source(frame.iloc[:0]) == "No record yet."

@@ -1,0 +1,135 @@
+"""Study in one process, on the toy ledger: what is found, what is measured, what comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import LEDGER
+
+from cnnstudy.config import Refused, Setup
+from cnnstudy.report import evidence, study
+from cnnstudy.report.study import Study
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "data/claims").mkdir(parents=True)
+    (tmp_path / "data/claims/q99.yaml").write_text(LEDGER)
+    for module in ("claims", "plan", "verdicts"):
+        monkeypatch.setattr(f"cnnstudy.report.{module}.ROOT", tmp_path)
+    monkeypatch.setenv("CNNSTUDY_RECORDS", str(tmp_path / "records"))
+    monkeypatch.setattr(study, "machine_id", lambda: "toy")
+    return tmp_path
+
+
+def square(setup: Setup, seed: int) -> dict[str, Any]:
+    return {"square": setup.n**2, "curve": np.arange(300.0), "few": [1.0, 2.0]}
+
+
+SETUPS = [Setup(n=1), Setup(n=2)]
+
+
+def test_measured_once_then_found(toy: Path) -> None:
+    first = Study("q99", "quick")
+    frame = first.measure("squares", SETUPS, square)
+    assert frame["square"].tolist() == [1, 4] and frame["machine"].tolist() == ["toy", "toy"]
+    assert first.tally["squares"] == {"found": 0, "measured": 2}
+    assert first.arrays(frame["key"][0], "toy")["curve"].shape == (300,)
+    again = Study("q99", "quick")
+    again.measure("squares", [*SETUPS, Setup(n=3)], lambda setup, seed: {"square": -1})
+    assert again.tally["squares"] == {"found": 2, "measured": 1}
+    assert again.frame("squares")["square"].tolist() == [1, 4, -1]
+
+
+def test_two_calls_of_one_experiment_add_up(toy: Path) -> None:
+    one = Study("q99", "quick")
+    one.measure("squares", SETUPS[:1], square)
+    assert one.measure("squares", SETUPS[1:], square)["n"].tolist() == [1, 2]
+
+
+def test_a_setup_on_two_grids_is_measured_once(toy: Path) -> None:
+    assert len(Study("q99", "quick").measure("squares", [*SETUPS, *SETUPS], square)) == 2
+
+
+def test_what_is_shown_is_read_back(toy: Path) -> None:
+    one = Study("q99", "quick")
+    frame = one.measure("squares", SETUPS, square)
+    evidence.retract(frame["key"][0], "for the test", "toy", "q99")
+    assert len(one.measure("squares", SETUPS, square)) == 2  # measured anew, not remembered
+    assert len((toy / "records/toy/q99.jsonl").read_text().splitlines()) == 4
+
+
+def test_together_measures_groups_that_differ_in_one_part(toy: Path) -> None:
+    calls = []
+
+    def both(setups: list[Setup], seed: int) -> list[dict[str, int]]:
+        calls.append([s.n for s in setups])
+        return [{"square": s.n * s.m} for s in setups]
+
+    setups = [Setup(n=n, m=m) for m in (10, 20) for n in (1, 2)]
+    frame = Study("q99", "quick").measure("squares", setups, both, together="n")
+    assert calls == [[1, 2], [1, 2]] and frame["square"].tolist() == [10, 20, 20, 40]
+
+
+def test_a_failed_measurement_is_a_record_without_numbers(toy: Path) -> None:
+    def diverges(setup: Setup, seed: int) -> dict[str, float]:
+        raise ArithmeticError("loss became nan at step 3")
+
+    frame = Study("q99", "quick").measure("squares", SETUPS, diverges)
+    assert frame["failed"].tolist() == ["loss became nan at step 3"] * 2
+
+
+def test_any_other_error_is_no_record(toy: Path) -> None:
+    def broken(setup: Setup, seed: int) -> dict[str, float]:
+        return {"square": 1 if setup.n == 1 else 1 // "two"}  # type: ignore[operator]
+
+    with pytest.raises(TypeError):
+        Study("q99", "quick").measure("squares", SETUPS, broken)
+    assert len(evidence.read("toy", "q99")) == 1  # the one before it is kept
+
+
+def test_seeds_of_the_profile_for_trained_experiments(toy: Path) -> None:
+    frame = Study("q99", "standard").measure("noise", SETUPS, lambda setup, seed: {"noise": seed})
+    assert frame["seed"].tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_recorded_measures_nothing(toy: Path) -> None:
+    Study("q99", "quick").measure("squares", SETUPS, square)
+    with pytest.raises(Refused, match="no plan"):
+        Study("q99").measure("squares", SETUPS, square)
+
+
+def test_not_finite_numbers_become_null(toy: Path) -> None:
+    frame = Study("q99", "quick").measure("squares", SETUPS, lambda setup, seed: {"square": float("inf")})
+    assert frame["square"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"profile": "qick"}, "unknown profile"),
+        ({"overrides": {"numbers": [1]}}, "need a profile that measures"),
+        ({"profile": "quick", "overrides": {"nmbers": [1]}}, "valid: numbers, seeds, pause"),
+        ({"profile": "quick", "overrides": {"numbers": 1}}, "expected something like"),
+        ({"profile": "quick", "machine": "elsewhere"}, "measuring happens on this machine"),
+        ({"machine": "elsewhere"}, "unknown machine"),
+    ],
+)
+def test_refusals(toy: Path, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        Study("q99", **arguments)
+
+
+def test_unknown_names_are_refused(toy: Path) -> None:
+    one = Study("q99", "quick")
+    with pytest.raises(Refused, match="unknown parameter 'depths'.*numbers"):
+        one.p.depths  # noqa: B018
+    with pytest.raises(Refused, match="unknown experiment"):
+        one.measure("cubes", SETUPS, square)
+    with pytest.raises(Refused, match="unknown claim"):
+        one.verdicts(written_for={"q99.three": "confirmed"})
+    with pytest.raises(Refused, match="as NumPy arrays"):
+        one.measure("squares", SETUPS, lambda setup, seed: {"long": list(range(999))})
