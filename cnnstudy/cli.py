@@ -100,16 +100,18 @@ def draw(args: argparse.Namespace) -> int:
     """Draw the committed notebooks again, in place, from the book's records; remember the rules they were judged by."""
     import datetime
 
-    from cnnstudy.report import execute, verdicts
+    from cnnstudy.report import evidence, execute, verdicts
     from cnnstudy.report.cells import notebook_path
     from cnnstudy.report.study import Study
+    from cnnstudy.runtime import ROOT
 
     today = datetime.date.today().isoformat()
 
     failed = 0
     for question in _questions(args.questions):
         try:
-            verdicts.write_history(question, Study(question).judge(), today)
+            if evidence.store_root() == ROOT / "data" / "records":  # trial records elsewhere are no evidence to remember
+                verdicts.write_history(question, Study(question).judge(), today)
             execute.draw(question, {}, notebook_path(question))
             print(f"{question}: drawn")
         except execute.PageFailed as error:
