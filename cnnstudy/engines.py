@@ -109,7 +109,7 @@ def latency(
         with torch_threads(threads):
             for some in portions(networks, seed=seed):
                 cases = {str(i): runner(engine, cfg, batch, threads) for i, cfg in enumerate(some)}
-                timed = benchmark(cases, runs=runs, warmup=1, seed=seed)
+                timed = benchmark(cases, runs=runs, warmup=1, seed=seed, cuda=engine == "cuda")
                 samples |= {cfg: timed[str(i)] for i, cfg in enumerate(some)}
                 del cases
                 gc.collect()

@@ -30,14 +30,16 @@ def _once(case: Callable[[], object], cuda: bool) -> float:
     return (time.perf_counter() - before) * 1e3
 
 
-def benchmark(cases: Mapping[str, Callable[[], object]], runs: int = 30, warmup: int = 3, seed: int = 0) -> dict[str, list[float]]:
+def benchmark(
+    cases: Mapping[str, Callable[[], object]], runs: int = 30, warmup: int = 3, seed: int = 0, cuda: bool = False
+) -> dict[str, list[float]]:
     """Time each case ``runs`` times, interleaved.  Returns milliseconds per call, in order of measuring.
 
-    Garbage collection is off while the clock runs.  Raises Refused for fewer than one run or no case.
+    ``cuda``: the cases work on a CUDA device, whose clock is read instead of the processor's.  Garbage collection is off
+    while the clock runs.  Raises Refused for fewer than one run or no case.
     """
     if runs < 1 or warmup < 0 or not cases:
         raise Refused(f"benchmark needs a case, runs >= 1 and warmup >= 0; got {len(cases)} cases, runs={runs}, warmup={warmup}")
-    cuda = torch.cuda.is_available()
     for case in cases.values():
         for _ in range(warmup):
             case()

@@ -51,13 +51,13 @@ def test_match_accuracy_gives_the_network_back(images: Data) -> None:
     model = build(TINY)
     level = evaluate(model, images.x_test, images.y_test)["acc"]
     match = MatchAccuracy(images.x_test, images.y_test, level=max(level, 0.01), within=0.02)
-    assert match.network(TINY) is None and set(matched(None, images, 10, CFG)["matched"].values()) == {None}
+    assert match.network(TINY) is None and matched(None, images, 10, CFG) == {}
     match.on_backward(model, 0)
     kept = match.network(TINY)
     assert kept is not None and not kept.training
     torch.testing.assert_close(kept(images.x_test), model.eval()(images.x_test))
     found = matched(kept, images, 10, CFG)["matched"]
-    assert found["val_acc"] == pytest.approx(level) and found.keys() == matched(None, images, 10, CFG)["matched"].keys()
+    assert found["val_acc"] == pytest.approx(level) and {"median_eps", "kept_0_5", "kept_8"} <= set(found)
 
 
 def test_keep_most_robust_restores_the_best_epoch(images: Data) -> None:

@@ -1,5 +1,6 @@
-"""Hardening networks beside adversarial training, and choosing which state of a training to keep.
+"""Hardening networks, and judging whether it is real.
 
-``keeping``   hooks for ``fit``: the state at a given accuracy, the state that withstands attacks best
-``tasks``     other defences that change the training    ``fronts``  defences that stand before a network
+``keeping``  hooks for ``fit``: the state at a given accuracy, the state that withstands attacks best
+``tasks``    other trainings: noise, gradient penalty, distillation    ``fronts``   what stands before a network
+``league``   one network per defence, by name                          ``masking``  naive against adaptive attacks
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
+import torch  # noqa: F401
 from torch import Tensor, nn
 
 from cnnstudy.attacks.ball import AttackConfig, check
@@ -95,17 +95,16 @@ class KeepMostRobust(Hook):
         return {"best_epoch": epoch, "watched": self.robust, "overfitted": self.robust[-1] < best / 2}
 
 
-def matched(model: nn.Module | None, data: Data, attacked: int, cfg: AttackConfig) -> dict[str, dict[str, float | None]]:
+def matched(model: nn.Module | None, data: Data, attacked: int, cfg: AttackConfig) -> dict[str, dict[str, float]]:
     """The quick part of :func:`robustness` for a network kept by :class:`MatchAccuracy`, as ``{"matched": {...}}``.
 
-    ``val_acc``: share of all test images; ``median_eps`` and ``kept_<eps>``: on the first ``attacked`` of them.  All
-    None where no network was kept: a measurement without an answer, not a missing one.
+    ``val_acc``: share of all test images; ``median_eps`` and ``kept_<eps>``: on the first ``attacked`` of them.  Empty
+    where no network was kept.
     """
-    names = ("0_5", "1", "2", "4", "8")
     if model is None:
-        return {"matched": {"val_acc": None, "median_eps": None} | {f"kept_{name}": None for name in names}}
+        return {}
     found = robustness(model, data.x_test[:attacked], data.y_test[:attacked], [], cfg)
     kept, median = found["kept"], found["median_eps"]
     assert isinstance(kept, dict) and isinstance(median, float)
-    shares = {f"kept_{name}": kept[name] for name in names}
-    return {"matched": {"val_acc": evaluate(model, data.x_test, data.y_test)["acc"], "median_eps": median} | shares}
+    shares = {f"kept_{name}": share for name, share in kept.items()}
+    return {"matched": {"val_acc": evaluate(model, data.x_test, data.y_test)["acc"], "median_eps": median, **shares}}

@@ -39,7 +39,13 @@ def front_chart(points: Sequence[Mapping[str, Any]], cost: str, accuracy: str, h
         raise Refused("a chart needs at least one point")
     families = list(dict.fromkeys(p["family"] for p in points))
     shapes = [SHAPES.get(theme.marker(f), "cross") for f in families]
-    x = {"field": cost, "type": "quantitative", "scale": {"type": "log"}, "title": cost}
+    x = {
+        "field": cost,
+        "type": "quantitative",
+        "scale": {"type": "log", "nice": False},
+        "axis": {"tickCount": 5, "format": "~g"},
+        "title": cost,
+    }
     y = {"field": accuracy, "type": "quantitative", "scale": {"zero": False}, "title": accuracy}
     look = {"color": {"field": "family", "type": "nominal", "scale": {"domain": families, "range": [theme.family(f) for f in families]}}}
     look["shape"] = {"field": "family", "type": "nominal", "scale": {"domain": families, "range": shapes}}
@@ -64,8 +70,7 @@ def show(spec: Mapping[str, Any], fig: Figure, name: str, alt: str, caption: str
     out = io.BytesIO()
     fig.savefig(out, format="png", dpi=theme.DPI, bbox_inches="tight", metadata={"Software": None})
     plt.close(fig)
-    about = {"alt": alt, "caption": caption}  # the label stands once: the site reads both forms before it chooses
+    about = {"alt": alt, "caption": caption}  # two labels: the site reads both forms before it chooses one
     picture = base64.b64encode(out.getvalue()).decode()
-    display(
-        {MIME: dict(spec), "image/png": picture, "text/plain": alt}, metadata={MIME: about | {"name": name}, "image/png": about}, raw=True
-    )
+    metadata = {MIME: about | {"name": name}, "image/png": about | {"name": f"{name}-picture"}}
+    display({MIME: dict(spec), "image/png": picture, "text/plain": alt}, metadata=metadata, raw=True)

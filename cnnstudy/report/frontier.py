@@ -50,6 +50,16 @@ def digest_of(rows: Sequence[published.PublishedRow]) -> str:
     return digest(sorted([row["model"], row["resolution"], row["top1"]] for row in rows))
 
 
+def standing(costs: Mapping[str, float], rows: Sequence[published.PublishedRow], name: str, families: Collection[str]) -> dict[str, Any]:
+    """Where a network stands among published ``rows``: is it on the front of all, and its excess within ``families`` and itself.
+
+    ``costs``: the cost of every network of ``rows``, by model.
+    """
+    points = {row["model"]: (costs[row["model"]], row["top1"]) for row in rows}
+    among = {row["model"]: points[row["model"]] for row in rows if row["family"] in families or row["model"] == name}
+    return {"on_front": name in pareto(points), "excess": excess(among, name)}
+
+
 def power_law(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
     """Least squares of log y on log x: ``slope``, ``scale`` (y at x = 1), ``fitted``, and by which ``factors`` (>= 1) it errs.
 

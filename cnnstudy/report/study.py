@@ -202,25 +202,21 @@ class Study:
     def frame(self, experiment: str) -> pd.DataFrame:
         """The records of an experiment: setup (dotted columns), seed, metrics, ``machine``, ``profile``, ``failed``.
 
-        Recorded: of the profile that is complete, else of the one with the largest share, on the first machine.
+        Recorded: those of the highest profile that has any, on the machine that has most of them.
         """
         if experiment not in self._frames:
             if experiment not in self.plan:
                 raise Refused(f"{self.question} has no plan for {experiment!r}; make it with: cnnstudy plan {self.question} --write")
-            best: tuple[float, int, pd.DataFrame] | None = None
+            frame = self._read(self.plan[experiment].entries("standard"), "", "")
             seen: list[list[dict[str, Any]]] = []
-            for rank, profile in enumerate([self.profile] if self.measures else plan.PROFILES):
+            for profile in [self.profile] if self.measures else plan.PROFILES:
                 entries = self.plan[experiment].entries(profile)
                 if entries in seen:  # where profiles plan the same, the least of them is named
                     continue
                 seen.append(entries)
-                for machine in self.machines:
-                    frame = self._read(entries, machine, profile)
-                    share = len(frame) / max(1, len(entries))
-                    if best is None or (share, rank) > (best[0], best[1]):
-                        best = (share, rank, frame)
-            assert best is not None
-            self._frames[experiment] = best[2]
+                found = [self._read(entries, machine, profile) for machine in self.machines]
+                frame = max([f for f in found if len(f)], key=len, default=frame)
+            self._frames[experiment] = frame
         return self._frames[experiment]
 
     def _read(self, entries: Sequence[Mapping[str, Any]], machine: str, profile: str) -> pd.DataFrame:

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from cnnstudy.config import Refused
-from cnnstudy.report.frontier import digest_of, excess, one_recipe, pareto, power_law, power_law_of_two
+from cnnstudy.report.frontier import digest_of, excess, one_recipe, pareto, power_law, power_law_of_two, standing
 
 POINTS = {"small": (1.0, 60.0), "good": (2.0, 75.0), "old": (8.0, 75.0), "twin": (2.0, 75.0), "large": (20.0, 80.0), "bad": (20.0, 50.0)}
 
@@ -24,6 +24,15 @@ def test_one_recipe_takes_what_is_named() -> None:
     assert digest_of(rows) == digest_of(rows[::-1]) != digest_of(rows[:1])
     with pytest.raises(Refused, match="several rows of mobilenetv2_100"):
         one_recipe("tf-slim", ["mobilenetv2_100"])
+
+
+def test_a_standing_is_among_the_families_named() -> None:
+    rows = [{"model": m, "family": f, "top1": t} for m, f, t in [("a", "x", 70.0), ("b", "y", 70.0), ("c", "z", 60.0)]]
+    costs = {"a": 8.0, "b": 2.0, "c": 4.0}
+    assert standing(costs, rows, "a", ["x", "y"]) == {"on_front": False, "excess": 4}
+    assert standing(costs, rows, "a", ["x"]) == {"on_front": False, "excess": 1}
+    assert standing(costs, rows, "c", ["y"]) == {"on_front": False, "excess": 2}
+    assert standing(costs, rows, "b", ["y"]) == {"on_front": True, "excess": 1}
 
 
 def test_a_power_law_is_found_exactly() -> None:

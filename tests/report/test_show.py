@@ -40,7 +40,12 @@ def test_a_table_in_three_forms(shown: list) -> None:
     show.table(frame, "tbl-x", "Caption.", {"a_b": "{:.1f}"})
     data = shown[0][0]
     assert data["text/markdown"].splitlines()[:2] == ["```{list-table} Caption.", ":name: tbl-x"]
-    assert "r\\*1" in data["text/markdown"] and "x\\|y" in data["text/markdown"] and "  - 1.2" in data["text/markdown"] and "  - –" in data["text/markdown"]
+    assert (
+        "r\\*1" in data["text/markdown"]
+        and "x\\|y" in data["text/markdown"]
+        and "  - 1.2" in data["text/markdown"]
+        and "  - –" in data["text/markdown"]
+    )
     assert "&lt;b&gt;" in data["text/html"] and "<b>" not in data["text/html"]
     with pytest.raises(Refused, match="no column 'z'.*a_b, c"):
         show.table(frame, "tbl-x", "Caption.", {"z": "{}"})
@@ -48,7 +53,10 @@ def test_a_table_in_three_forms(shown: list) -> None:
 
 def test_glue_is_what_the_site_reads(shown: list) -> None:
     show.glue(gap=0.5, word="mixed")
-    assert [d for d, _ in shown] == [{"application/papermill.record/text/plain": "0.5"}, {"application/papermill.record/text/plain": "mixed"}]
+    assert [d for d, _ in shown] == [
+        {"application/papermill.record/text/plain": "0.5"},
+        {"application/papermill.record/text/plain": "mixed"},
+    ]
     assert shown[0][1]["scrapbook"] == {"name": "gap", "mime_prefix": "application/papermill.record/"}
 
 
