@@ -135,7 +135,8 @@ def run_card(study: Study) -> None:
     facts = {
         "Machine": ", ".join(sorted({s.machine for s in states if s.recorded})) or "none yet",
         "Profile": ", ".join(p for p in ("quick", "standard", "full") if any(s.profile == p for s in states)) or "none yet",
-        "Measurements": f"{recorded} of {expected}",
+        "Measurements shown": f"{recorded} of {expected}",
+        "Of standard": "{} of {}".format(*study.progress("standard")),
         "Time to measure": _hours(sum(s.seconds for s in states)),
         "Failed": str(sum(s.failed for s in states)),
     }

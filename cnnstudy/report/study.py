@@ -219,6 +219,12 @@ class Study:
             self._frames[experiment] = frame
         return self._frames[experiment]
 
+    def progress(self, profile: str) -> tuple[int, int]:
+        """How many of all measurements that a profile expects are recorded, on any of the machines that are read."""
+        keys = {entry["key"] for one in self.plan.values() for entry in one.entries(profile)}
+        there = {record["key"] for machine in self.machines for record in evidence.read(machine)}
+        return len(keys & there), len(keys)
+
     def _read(self, entries: Sequence[Mapping[str, Any]], machine: str, profile: str) -> pd.DataFrame:
         import pandas as pd
 
