@@ -186,13 +186,14 @@ def _article(claim: Any, verdict: Verdict) -> str:
             f"<details><summary>Conditions and test</summary><p>{html.escape(' '.join(claim.test.split()))}</p>"
             f"<p>Read as: {html.escape(expressions)}.</p>" + _scroll(_html_table(head, rows), f"Conditions of {claim.id}") + "</details>"
         )
-    changed = f'<p class="cnn-meta">{html.escape(verdict.changed)}</p>' if verdict.changed else ""
+    said = [f"How the test was read: {claim.note}"] if claim.note else []
+    notes = "".join(f'<p class="cnn-meta">{html.escape(line)}</p>' for line in [*said, *([verdict.changed] if verdict.changed else [])])
     meta = " · ".join([f"<code>{claim.id}</code>", ", ".join(claim.evidence), f"rule digest <code>{verdict.digest}</code>"])
     return (
         f'<article class="cnn-verdict" id="{claim.id.replace(".", "-")}" data-outcome="{verdict.outcome}">'
         f'<p class="cnn-claim"><span class="cnn-badge" data-outcome="{verdict.outcome}">{verdict.outcome}</span> '
         f"<q>{html.escape(' '.join(claim.statement.split()))}</q></p>"
-        f'<p class="cnn-reason">{html.escape(verdict.reason)}</p>{details}{changed}<p class="cnn-meta">{meta}</p></article>'
+        f'<p class="cnn-reason">{html.escape(verdict.reason)}</p>{details}{notes}<p class="cnn-meta">{meta}</p></article>'
     )
 
 
