@@ -205,6 +205,7 @@ def build(
     work.mkdir(parents=True, exist_ok=True)
     _sphinx(mirror, work)
     html = work / "_build" / "html"
+    _drop_old_pictures(html)
     problems = checks.check_site(html)
     if problems:
         shown = "\n  ".join(problems[:40]) + (f"\n  and {len(problems) - 40} more" if len(problems) > 40 else "")
@@ -226,6 +227,14 @@ def _sphinx(mirror: Path, work: Path) -> None:
         said = [line.replace(f"{mirror}/", "") for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         warnings = [line for line in said if "WARNING" in line or "ERROR" in line]
         raise Refused("jupyter-book found something to object to:\n  " + "\n  ".join((warnings or said)[-40:]))
+
+
+def _drop_old_pictures(html: Path) -> None:
+    """Sphinx keeps the pictures of earlier builds; without them an incremental build is the same as a fresh one."""
+    used = "".join(page.read_text("utf-8") for page in html.rglob("*.html"))
+    for path in (html / "_images").glob("*.png"):
+        if path.name not in used:
+            path.unlink()
 
 
 def _publish(html: Path, out: Path) -> None:
