@@ -61,3 +61,9 @@ def test_citations_of_the_page_are_in_the_bibliography(question: str) -> None:
     keys = set(re.findall(r"^@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text(), re.M))
     cited = re.findall(r"\{cite:[pt]\}`([^`]+)`", notebook_path(question).read_text())
     assert {key.strip() for group in cited for key in group.split(",")} <= keys
+
+
+def test_a_mixed_verdict_names_what_holds_and_what_fails() -> None:
+    verdicts = {v.id: v for q in QUESTIONS for v in Study(q).judge()}
+    reason = verdicts["q33.residual-gradient-is-sum"].reason
+    assert "“Pre-activation blocks with identity shortcut” holds" in reason and "” fails" in reason

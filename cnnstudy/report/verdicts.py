@@ -92,6 +92,10 @@ def _decisive(claim: Claim, states: Mapping[str, bool | None], found: str) -> li
     whole = {n: bool(s) for n, s in states.items()}
     turn = [n for n in whole if outcomes.outcome(claim.expressions, whole | {n: not whole[n]}) != found]
     pivotal = [n for n in turn if states[n] is not None]
+    if found == "mixed":  # a reader asks what holds and what fails: name one of each
+        for state in (True, False):
+            if pivotal and not any(states[n] is state for n in pivotal):
+                pivotal += [n for n in claim.conditions if states[n] is state][:1]
     decided = [n for n in claim.expressions[found].names if states[n] is not None]
     return pivotal or decided or [n for n in claim.conditions if states[n] is not None] or list(claim.conditions)
 
