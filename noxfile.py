@@ -48,10 +48,9 @@ def shared(session: nox.Session) -> Run:
 
 @nox.session
 def rebuild(session: nox.Session) -> None:
-    """Measure on this machine what is missing, draw the pages, build the site.  -- [q33 ...] [--profile standard] [--jobs 4]"""
+    """``cnnstudy run``: measure what is missing here, draw pages, build the site.  -- [q33 ...] [--profile standard] [--jobs 4]"""
     run = shared(session)
     run("cnnstudy", "run", *session.posargs)
-    run("python", "-m", "cnnstudy.report.site", "build", "--notebooks", "_build/executed", "--machine", "this")
 
 
 @nox.session
@@ -82,12 +81,26 @@ def notebooks(session: nox.Session) -> None:
 
 @nox.session
 def remeasure(session: nox.Session) -> None:
-    """Measure the quick profile of all pages into an empty store, draw them, and compare what is exact with the book."""
+    """Measure the quick profile of all pages into an empty store, draw them, and compare what is exact with the book.
+
+    ``cnnstudy vouch`` uses what it leaves in ``_build/remeasured``.
+    """
     run = shared(session)
     fresh = ROOT / "_build" / "remeasured"
     shutil.rmtree(fresh, ignore_errors=True)
-    run("cnnstudy", "run", "--profile", "quick", *session.posargs, env={"CNNSTUDY_RECORDS": str(fresh)})
+    run("cnnstudy", "run", "--profile", "quick", "--no-site", *session.posargs, env={"CNNSTUDY_RECORDS": str(fresh)})
     run("python", "-m", "cnnstudy.report.sentinels", str(fresh))
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Time this machine and the project's tools against others; ratios go to data/benchmarks.  -- [drawing store ...]"""
+    run = shared(session)
+    known = sorted(p.stem for p in Path("benchmarks").glob("*.py") if p.stem != "results")
+    for name in session.posargs or known:
+        if name not in known:
+            session.error(f"unknown benchmark {name!r}; valid: {', '.join(known)}")
+        run("python", f"benchmarks/{name}.py")
 
 
 @nox.session

@@ -43,7 +43,8 @@ def _written(node: Any) -> str:
     return f"{type(node).__name__}({','.join(kept)})"
 
 
-def _file(module: str) -> Path | None:
+def module_file(module: str) -> Path | None:
+    """The file of a module of this package, or None."""
     path = HOME.joinpath(*module.split("."))
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
         if candidate.exists():
@@ -54,7 +55,7 @@ def _file(module: str) -> Path | None:
 @cache
 def _imports(module: str) -> tuple[str, ...]:
     """The cnnstudy modules that a module imports anywhere in it."""
-    path = _file(module)
+    path = module_file(module)
     if path is None:
         return ()
     found: set[str] = set()
@@ -64,7 +65,7 @@ def _imports(module: str) -> tuple[str, ...]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        found.update(name for name in names if name.split(".")[0] == PACKAGE and _file(name))
+        found.update(name for name in names if name.split(".")[0] == PACKAGE and module_file(name))
     return tuple(sorted(found - {module}))
 
 
@@ -74,7 +75,7 @@ def closure(modules: Iterable[str]) -> list[str]:
     todo = list(modules)
     while todo:
         module = todo.pop()
-        if module not in seen | OUTSIDE and _file(module):
+        if module not in seen | OUTSIDE and module_file(module):
             seen.add(module)
             todo.extend(_imports(module))
     return sorted(seen)
@@ -82,7 +83,7 @@ def closure(modules: Iterable[str]) -> list[str]:
 
 @cache
 def _essence_of(module: str) -> str:
-    path = _file(module)
+    path = module_file(module)
     return essence(path.read_text("utf-8")) if path else ""
 
 

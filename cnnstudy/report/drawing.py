@@ -1,4 +1,4 @@
-"""Execute one notebook with papermill so that two runs give the same bytes; a child process of ``execute.draw``."""
+"""Execute one notebook with papermill so that two runs give the same bytes; in a child process that ``warm`` starts."""
 
 from __future__ import annotations
 
@@ -30,11 +30,22 @@ def normalise(notebook: Any) -> Any:
         elif not tags:
             cell.metadata.pop("tags", None)
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            cell.outputs = _joined([o for o in cell.outputs if o.get("name") != "stderr"])
             for output in cell.outputs:
                 if "execution_count" in output:
                     output["execution_count"] = cell.execution_count
     return notebook
+
+
+def _joined(outputs: list[Any]) -> list[Any]:
+    """Pieces of text that follow one another as one: how many there are depends on when a kernel happened to send them."""
+    joined: list[Any] = []
+    for output in outputs:
+        if output.output_type == "stream" and joined and joined[-1].output_type == "stream":
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def check_executed(notebook: Any, name: str) -> None:
@@ -49,40 +60,42 @@ def check_executed(notebook: Any, name: str) -> None:
 
 
 def execute(source: Path, target: Path, given: dict[str, Any]) -> None:
-    """Execute ``source`` with parameters ``given`` and publish it at ``target``, or leave ``target`` as it was."""
-    import nbformat
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-    from traitlets.config import Config
+    """Execute ``source`` with parameters ``given`` and publish it at ``target``, or leave ``target`` as it was.
 
+    The cells run in this process, which is to be one of its own: ``main`` is what a child is started with.
+    """
+    import nbformat
+    from papermill.engines import papermill_engines
+    from papermill.exceptions import PapermillExecutionError
+    from papermill.execute import execute_notebook
+
+    from cnnstudy.report.shell import ShellEngine
+
+    papermill_engines.register("shell", ShellEngine)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch, tempfile.TemporaryDirectory(prefix="k") as sockets:
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         part = Path(scratch) / source.name
-        # Sockets in a folder of its own instead of TCP ports: two kernels that start at once can't take each other's.
-        # Without "ip" the socket would be ./kernel-ipc-1, the same file for every kernel started in this folder.
-        kernel = {} if os.name == "nt" else {"transport": "ipc", "ip": os.path.join(sockets, "k")}
         try:
-            papermill.execute_notebook(
-                str(source), str(part), parameters=given, kernel_name="python3", progress_bar=False, cwd=str(source.parent),
-                start_timeout=180, config=Config({"KernelManager": kernel}),
+            notebook = execute_notebook(
+                str(source), str(part), parameters=given, kernel_name="python3", engine_name="shell", progress_bar=False,
+                request_save_on_cell_execute=False, cwd=str(source.parent),
             )  # fmt: skip
         except PapermillExecutionError as error:
             failed = ROOT / "_build" / "failed" / source.name
             failed.parent.mkdir(parents=True, exist_ok=True)
-            if part.exists():
-                os.replace(part, failed)
-            raise Refused(f"{source.name}: {error.ename}: {str(error.evalue).splitlines()[0]}") from None
-        notebook = normalise(nbformat.read(part, 4))
+            os.replace(part, failed)
+            raise Refused(f"{source.name}: {error.ename}: {error.evalue}".splitlines()[0]) from None
+        notebook = normalise(notebook)
         check_executed(notebook, source.name)
         nbformat.write(notebook, part)
         os.replace(part, target)
 
 
 def main() -> None:
-    """``python -m cnnstudy.report.drawing q33 '{...}' target.ipynb``"""
-    question, given, target = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
+    """``python -m cnnstudy.report.drawing q33 '{...}' target.ipynb``; a notebook's path may stand for the question."""
+    page, given, target = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
     try:
-        execute(notebook_path(question), target, given)
+        execute(Path(page) if page.endswith(".ipynb") else notebook_path(page), target, given)
     except Refused as error:
         sys.exit(str(error))
 

@@ -69,7 +69,7 @@ def append(record: Record, machine: str, root: Path | None = None, arrays: Mappi
         (path.parent / "arrays").mkdir(exist_ok=True)
         _replace(path.parent / "arrays" / f"{record['key']}.npz", buffer.getvalue())
         record = record | {"arrays": sorted(arrays)}
-    _write_line(path, record)
+    write_line(path, record)
 
 
 def retract(record_key: str, reason: str, machine: str, question: str, root: Path | None = None) -> None:
@@ -78,7 +78,7 @@ def retract(record_key: str, reason: str, machine: str, question: str, root: Pat
         raise Refused("a retraction needs a reason")
     if record_key not in {r["key"] for r in read(machine, question, root)}:
         raise Refused(f"no record {record_key} of {question} on {machine}")
-    _write_line(_path(machine, question, root), {"retract": record_key, "reason": reason})
+    write_line(_path(machine, question, root), {"retract": record_key, "reason": reason})
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -87,7 +87,8 @@ def _replace(path: Path, content: bytes) -> None:
     os.replace(part, path)
 
 
-def _write_line(path: Path, line: Mapping[str, Any]) -> None:
+def write_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Append one line of JSON under a file lock, with fsync; what a killed writer left half written is dropped first."""
     from filelock import FileLock
 
     text = json.dumps(line, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n"

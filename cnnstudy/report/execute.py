@@ -1,127 +1,66 @@
-"""Run pages: measure what is missing, then draw the notebook with papermill.  One child process at a time per page.
+"""Run pages: measure what is missing on this machine, draw the notebooks, keep a diary.
 
-Measuring runs the notebook's measuring cells in a plain child process, so that progress can be shown and a kill
-costs one measurement; drawing executes the whole notebook in a kernel, from records alone.  A child has a hard
-timeout, and its whole process group is ended with it.  Results are written to scratch and published on success only.
+A page has up to three steps.  *measure* runs the notebook's measuring cells in a plain child process, side by side with those of
+other pages; *time* runs the cells of experiments that the ledger marks ``exclusive`` (and on a GPU, all of them), alone on the
+machine; *draw* executes the notebook in a kernel, from records alone.  Which steps are out of date, the graph knows.  Whatever is
+recorded stays, however a run ends; a page is published when it was drawn to its end.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cnnstudy.config import Refused, choose
-from cnnstudy.report import claims, evidence
-from cnnstudy.report import plan as plans
+from cnnstudy.report import children, claims, evidence, locks, runs, vouch
 from cnnstudy.report.cells import notebook_path, parameters
-from cnnstudy.runtime import ROOT, cores, machine_id
+from cnnstudy.report.children import PageFailed, Stopped
+from cnnstudy.report.estimates import Entry, missing
+from cnnstudy.report.live import Board
+from cnnstudy.runtime import ROOT, cores, gpu_name, machine_id
 
 BUILD = ROOT / "_build"
-TIMEOUT_S = 12 * 3600
-DRAW_TIMEOUT_S = 600
-Say = Callable[[str], None]
+TIMEOUT_S = 12 * 3600.0
+DRAW_TIMEOUT_S = 600.0
+STAGES = ("measure", "time")
+STATE = {"measure": "measuring", "time": "timing", "draw": "drawing"}
 
 
-class PageFailed(RuntimeError):
-    """A page did not run to its end; the message is one line, the rest is in ``_build/failed``."""
 
+@dataclass(frozen=True)
+class Order:
+    """What a user wants measured: a profile, with ``overrides`` of its parameters; ``only`` these experiments or these ``keys``;
+    with ``stale`` anew what other code has recorded.  A page may take ``timeout`` seconds for a step."""
 
-def _child(arguments: Sequence[str], log: Path, timeout: float, env: Mapping[str, str], on_tick: Callable[[], None] = lambda: None) -> None:
-    """Run ``python *arguments`` in a process group of its own; end the whole group on timeout or interruption."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + timeout
-    with open(log, "w", encoding="utf-8") as out:
-        child = subprocess.Popen(
-            [sys.executable, *arguments], stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True, env={**os.environ, **env}
-        )
-        try:
-            while child.poll() is None:
-                on_tick()
-                if time.monotonic() > deadline:
-                    raise PageFailed(f"stopped after {timeout:.0f} s (the limit); what was recorded is kept")
-                time.sleep(0.2)
-            on_tick()
-        finally:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-    if child.returncode:
-        lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-        raise PageFailed(
-            f"{lines[-1] if lines else 'ended without a word'} (exit {child.returncode}; all of it in {log.relative_to(ROOT)})"
-        )
+    profile: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    stale: bool = False
+    only: tuple[str, ...] = ()
+    keys: frozenset[str] | None = None
+    timeout: float = TIMEOUT_S
 
+    def given(self) -> dict[str, Any]:
+        """The parameters that the notebook gets."""
+        return {"profile": self.profile, "machine": "this", **({"overrides": dict(self.overrides)} if self.overrides else {})}
 
-class _Follower:
-    """Turns the progress file of a measuring child into lines with an estimate."""
-
-    def __init__(self, path: Path, say: Say, total: int, estimate_s: float | None) -> None:
-        self.path, self.say, self.total, self.estimate = path, say, total, estimate_s
-        self.offset, self.done, self.spent, self.started = 0, 0, 0.0, time.monotonic()
-        self.label = ""
-
-    def __call__(self) -> None:
-        if not self.path.exists():
-            return
-        with open(self.path, encoding="utf-8") as file:
-            file.seek(self.offset)
-            for line in file:
-                if not line.endswith("\n"):
-                    return
-                self.offset += len(line.encode())
-                self._event(json.loads(line))
-
-    def _event(self, event: Mapping[str, Any]) -> None:
-        if event["event"] == "begin":
-            self.label = event["label"]
-        elif event["event"] == "record":
-            self.done += 1
-            elapsed = time.monotonic() - self.started
-            left = (
-                (self.estimate - elapsed if self.estimate else elapsed / self.done * (self.total - self.done))
-                if self.done < self.total
-                else 0
-            )
-            note = f"  FAILED: {event['failed']}" if event["failed"] else ""
-            self.say(
-                f"  {self.done}/{self.total} {event['name']} {self.label} {event['seconds']:.1f} s; about {max(0, left):.0f} s left{note}"
-            )
-
-
-def missing(question: str, profile: str, machine: str | None = None) -> list[tuple[plans.Experiment, dict[str, Any]]]:
-    """The measurements that a profile expects and this machine (or ``machine``) has not recorded."""
-    experiments = plans.load(question)
-    there = {r["key"] for r in evidence.read(machine or machine_id())}
-    return [(e, entry) for e in experiments.values() for entry in e.entries(profile) if entry["key"] not in there]
-
-
-def estimate(question: str, todo: Sequence[tuple[plans.Experiment, dict[str, Any]]]) -> float | None:
-    """Seconds that measurements will take, from what the same ones, or else their experiment's, took anywhere before."""
-    by_key: dict[str, float] = {}
-    by_experiment: dict[str, list[float]] = {}
-    for machine in evidence.reference():
-        for record in evidence.read(machine, question):
-            by_key.setdefault(record["key"], record["provenance"]["seconds"])
-            by_experiment.setdefault(record["experiment"], []).append(record["provenance"]["seconds"])
-    times = [by_key.get(entry["key"]) or _mean(by_experiment.get(e.name, [])) for e, entry in todo]
-    return None if any(t is None for t in times) else sum(t for t in times if t is not None)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+    def check(self, questions: Iterable[str]) -> None:
+        """Refuse unknown parameters, profiles, overrides and experiments before any process starts."""
+        for question in questions:
+            check(question, self.given())
+            for name in self.only:
+                choose(f"experiment of {question}", name, claims.load(question).experiments)
 
 
 def check(question: str, given: Mapping[str, Any]) -> None:
-    """Refuse unknown parameters, profiles, machines and overrides before any process starts."""
+    """Refuse parameters that a page does not have, and values that its study refuses."""
     from cnnstudy.report.study import Study
 
     known = parameters(notebook_path(question))
@@ -131,118 +70,110 @@ def check(question: str, given: Mapping[str, Any]) -> None:
     Study(question, **{**known, **given})
 
 
-def measure(
-    question: str, profile: str, overrides: Mapping[str, Any], timeout: float, say: Say, stale: bool = False, only: Sequence[str] = ()
-) -> int:
-    """Measure what a page's profile still lacks on this machine; returns how many measurements were missing."""
-    todo = [(e, entry) for e, entry in missing(question, profile) if not only or e.name in only]
-    if not todo and not overrides and not stale:
+# what there is to do ------------------------------------------------------------------------------------------------------
+
+
+def stage_of(question: str, experiment: str) -> str:
+    """"time" for what must run alone: what the ledger marks as exclusive, and everything on a GPU; else "measure"."""
+    return "time" if gpu_name() or claims.load(question).experiments[experiment].exclusive else "measure"
+
+
+def todo(question: str, stage: str, order: Order) -> list[Entry]:
+    """What a step of a page has to measure; overrides are not in the plan and not counted."""
+    entries = missing(question, order.profile) + (vouch.stale(question, order.profile) if order.stale else [])
+    return [
+        (e, entry)
+        for e, entry in entries
+        if stage_of(question, e.name) == stage
+        and (not order.only or e.name in order.only)
+        and (order.keys is None or entry["key"] in order.keys)
+    ]
+
+
+# the steps of a page ------------------------------------------------------------------------------------------------------
+
+
+class _Follower:
+    """Reads on in the progress file of a measuring child, and hands its events to the board."""
+
+    def __init__(self, folder: Path, event: Callable[[Mapping[str, Any]], None]) -> None:
+        self.path, self.tick, self.event = folder / "progress", folder / "tick", event
+        self.offset, self.recorded = 0, 0
+
+    def env(self) -> dict[str, str]:
+        """What tells the child where to write: a line per record, and how far a training is."""
+        return {"CNNSTUDY_PROGRESS": str(self.path), "CNNSTUDY_TICK": str(self.tick)}
+
+    def __call__(self) -> None:
+        if not self.path.exists():
+            return
+        with suppress(OSError, ValueError):  # it may be half written
+            self.event({"event": "tick", **json.loads(self.tick.read_text("utf-8"))})
+            self.tick.unlink()
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self.offset += len(line)
+                event = json.loads(line)
+                self.recorded += event["event"] == "record"
+                self.event(event)
+
+
+def measure(question: str, stage: str, order: Order, board: Board, threads: int) -> int:
+    """Measure what a step of a page lacks on this machine; returns how many records were made."""
+    entries = todo(question, stage, order)
+    names = {e.name for e, _ in entries}
+    if order.overrides:
+        every = claims.load(question).experiments
+        names = {n for n, e in every.items() if e.kind != "published" and stage_of(question, n) == stage and n in (order.only or every)}
+    if not names:
         return 0
-    seconds = None if overrides or stale else estimate(question, todo)
-    with tempfile.TemporaryDirectory() as scratch:
-        follower = _Follower(Path(scratch) / "progress", say, len(todo), seconds)
-        env = {"CNNSTUDY_PROGRESS": str(follower.path), "CNNSTUDY_ONLY": " ".join(only)} | ({"CNNSTUDY_STALE": "1"} if stale else {})
-        given = {"profile": profile, "machine": "this", "overrides": dict(overrides)}
-        arguments = ["-m", "cnnstudy.report.cells", question, json.dumps(given)]
-        _child(arguments, BUILD / "failed" / f"{question}-measure.log", timeout, env, follower)
-    return len(todo)
+    board.enter(question, "waiting", "for the machine")
+    with locks.machine(stage == "time", lambda: not children.stopping.is_set()), tempfile.TemporaryDirectory() as scratch:
+        board.enter(question, STATE[stage])
+        follower = _Follower(Path(scratch), partial(board.event, question))
+        env = follower.env() | {"CNNSTUDY_ONLY": " ".join(sorted(names))}
+        if order.stale:
+            env["CNNSTUDY_STALE"] = "1"
+        if order.keys is not None:
+            chosen = Path(scratch) / "keys"
+            chosen.write_text("\n".join(sorted(order.keys)))
+            env["CNNSTUDY_KEYS"] = str(chosen)
+        _child(question, stage, order.profile, follower, partial(
+            children.run, "cnnstudy.report.cells", [question, json.dumps(order.given())], timeout=order.timeout, env=env, on_tick=follower,
+            threads=cores() if stage == "time" else threads, fresh=stage == "time",
+        ))  # fmt: skip
+    return follower.recorded
 
 
-def measure_pages(
-    questions: Sequence[str], profile: str, overrides: Mapping[str, Any], timeout: float, stale: bool, only: Sequence[str], say: Say = print
-) -> int:
-    """Measure several pages without drawing them; one that fails does not stop the others.  Returns how many failed."""
-    for question in questions:
-        check(question, {"profile": profile, "machine": "this", "overrides": dict(overrides)})
-        for name in only:
-            choose(f"experiment of {question}", name, claims.load(question).experiments)
-    failed = 0
-    for question in questions:
-        try:
-            say(f"{question}: {measure(question, profile, overrides, timeout, say, stale, only)} measurements were missing")
-        except PageFailed as error:
-            failed += 1
-            say(f"{question}: {error}")
-    return failed
-
-
-def draw(question: str, given: Mapping[str, Any], target: Path, threads: int = 1) -> None:
+def draw(question: str, given: Mapping[str, Any], target: Path, board: Board, threads: int = 1) -> None:
     """Execute a notebook from records and publish it at ``target``; a failed one goes to ``_build/failed``."""
-    log = BUILD / "failed" / f"{question}-draw.log"
-    env = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    env |= {"PYTHONHASHSEED": "0", "MPLBACKEND": "agg", "PYTHONWARNINGS": "ignore", "IPYTHONDIR": str(BUILD / "ipython")}
-    _child(["-m", "cnnstudy.report.drawing", question, json.dumps(dict(given)), str(target)], log, DRAW_TIMEOUT_S, env)
+    env = {"PYTHONHASHSEED": "0", "MPLBACKEND": "agg", "PYTHONWARNINGS": "ignore"}
+    arguments = [question, json.dumps(dict(given)), str(target)]
+    with locks.machine(False, lambda: not children.stopping.is_set()):
+        board.enter(question, "drawing")
+        work = partial(children.run, "cnnstudy.report.drawing", arguments, timeout=DRAW_TIMEOUT_S, threads=threads, env=env)
+        _child(question, "draw", str(given.get("profile", "recorded")), None, work)
 
 
-def run(
-    questions: Sequence[str], profile: str, overrides: Mapping[str, Any], jobs: int | None = None, timeout: float = TIMEOUT_S,
-    out: Path | None = None, stale: bool = False, say: Say = print,
-) -> dict[str, str]:  # fmt: skip
-    """Measure and draw pages; returns each page's state (done, failed, not_run), also in ``_build/status.json``."""
-    given = {"profile": profile, "machine": "this", **({"overrides": dict(overrides)} if overrides else {})}
-    for question in questions:
-        check(question, given)
-    out = out or BUILD / "executed"
-    states = dict.fromkeys(questions, "not_run")
-    _write_states(states)
-    for question in questions:
-        todo = missing(question, profile)
-        seconds = estimate(question, todo) if todo else 0
-        guess = (
-            "nothing to measure" if not todo else f"{len(todo)} to measure, " + (f"about {seconds:.0f} s" if seconds else "time unknown")
-        )
-        say(f"{question}: {guess}")
-    measured = []
-    for question in questions:
-        states[question] = "running"
-        _write_states(states)
-        try:
-            measure(question, profile, overrides, timeout, say, stale)
-            measured.append(question)
-        except PageFailed as error:
-            states[question] = "failed"
-            say(f"{question}: {error}")
-        _write_states(states)
-    workers = max(1, jobs or cores())
-    with ThreadPoolExecutor(workers) as pool:
-        for question, failure in zip(measured, pool.map(lambda q: _try_draw(q, given, out, workers), measured), strict=True):
-            states[question] = "failed" if failure else "done"
-            _write_states(states)
-            say(f"{question}: {failure or 'drawn'}")
-    return states
-
-
-def _try_draw(question: str, given: Mapping[str, Any], out: Path, workers: int) -> str | None:
+def _child(question: str, stage: str, profile: str, follower: _Follower | None, work: Callable[..., children.Ended]) -> None:
+    """Run a step's process, and write how it went into the diary (drawings that went well are not worth a line)."""
+    started, before = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), time.monotonic()
+    log = BUILD / "failed" / f"{question}-{stage}.log"
+    state, error, peak = "done", None, None
     try:
-        draw(question, given, out / notebook_path(question).name, max(1, cores() // workers))
-    except PageFailed as error:
-        return str(error)
-    return None
-
-
-def _write_states(states: Mapping[str, str]) -> None:
-    BUILD.mkdir(exist_ok=True)
-    part = BUILD / ".status.json"
-    part.write_text(json.dumps(states, indent=1) + "\n")
-    os.replace(part, BUILD / "status.json")
-
-
-def coverage(questions: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Per page, machine and profile: how much is expected, recorded and stale, and the seconds that measuring took."""
-    for question in questions:
-        experiments = plans.load(question)
-        for machine in sorted({*evidence.machines(), machine_id()}):
-            there = {r["key"]: r for r in evidence.read(machine)}
-            for profile in plans.PROFILES:
-                entries = [(e, entry["key"]) for e in experiments.values() for entry in e.entries(profile)]
-                found = [(e, there[k]) for e, k in entries if k in there]
-                yield {
-                    "question": question,
-                    "machine": machine,
-                    "profile": profile,
-                    "expected": len(entries),
-                    "recorded": len(found),
-                    "stale": sum(r["provenance"]["code"] != e.code(r["setup"]) for e, r in found),
-                    "failed": sum("failed" in r for _, r in found),
-                    "seconds": round(sum(r["provenance"]["seconds"] for _, r in found), 1),
-                }
+        peak = work(log=log).peak_mib
+        log.unlink(missing_ok=True)
+    except Stopped:
+        state = "stopped"
+        raise
+    except PageFailed as failure:
+        state, error = "failed", str(failure)
+        raise
+    finally:
+        if (follower or state == "failed") and (evidence.store_root() / machine_id()).is_dir():
+            seconds = round(time.monotonic() - before, 1)
+            made = follower.recorded if follower else 0
+            runs.append(runs.Run(question, stage, profile, state, started, seconds, made, peak, error), machine_id())

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class Experiment:
     kinds: dict[str, str] = field(default_factory=dict)
     setups: list[dict[str, Any]] = field(default_factory=list)
     profiles: dict[str, list[tuple[int, list[int]]]] = field(default_factory=dict)
+    _codes: dict[tuple[str, ...], str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _keys: dict[tuple[int, int], str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def expect(self, profile: str, setups: Iterable[Setup], seeds: Iterable[int]) -> None:
         """Add setups with seeds to a profile."""
@@ -49,15 +52,28 @@ class Experiment:
     def entries(self, profile: str) -> list[dict[str, Any]]:
         """The expected measurements of a profile: ``{"setup", "seed", "key"}`` each."""
         return [
-            {"setup": self.setups[i], "seed": seed, "key": key(self.name, self.setups[i], seed, self.protocol)}
+            {"setup": self.setups[i], "seed": seed, "key": self._key(i, seed)}
             for i, seeds in self.profiles.get(profile, [])
             for seed in seeds
         ]
 
+    def _key(self, i: int, seed: int) -> str:
+        """The key of a planned measurement; profiles share most of theirs."""
+        if (i, seed) not in self._keys:
+            self._keys[i, seed] = key(self.name, self.setups[i], seed, self.protocol)
+        return self._keys[i, seed]
+
+    def kinds_of(self, setup: Mapping[str, Any]) -> tuple[str, ...]:
+        """The kinds of config in a setup, in order of name."""
+        text = json.dumps(setup)
+        return tuple(sorted(name for name in self.kinds if f'"kind": "{name}"' in text))
+
     def code(self, setup: Mapping[str, Any]) -> str:
         """The digest that a record of ``setup`` made by today's code would carry."""
-        used = {m for name, m in self.kinds.items() if f'"kind": "{name}"' in json.dumps(setup)}
-        return code_digest(self.trial, [*self.modules, *used])
+        kinds = self.kinds_of(setup)
+        if kinds not in self._codes:
+            self._codes[kinds] = code_digest(self.trial, [*self.modules, *{self.kinds[name] for name in kinds}])
+        return self._codes[kinds]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -75,10 +91,18 @@ def load(question: str) -> dict[str, Experiment]:
     path = plans_root() / f"{question}.json"
     if not path.exists():
         return {}
+    state = path.stat()
+    return dict(_loaded(path, state.st_size, state.st_mtime_ns))
+
+
+@lru_cache(maxsize=256)
+def _loaded(path: Path, size: int, changed: int) -> dict[str, Experiment]:
+    """A plan, read once per state of its file; callers must not alter its experiments."""
     try:
         plan = json.loads(path.read_text("utf-8"))
         return {name: Experiment(name=name, **body) for name, body in plan["experiments"].items()}
     except (ValueError, KeyError, TypeError) as error:
+        question = path.stem
         raise Refused(f"data/plans/{path.name} is damaged ({error}); make it anew with: cnnstudy plan {question} --write") from None
 
 

@@ -14,9 +14,11 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnstudy.config import Refused, Setup, canonical, choose, flatten, grid, key
+from cnnstudy.load import Watch
 from cnnstudy.report import claims, evidence, plan
 from cnnstudy.report.progress import Progress
 from cnnstudy.runtime import machine_id, provenance, seed_all
@@ -107,7 +109,6 @@ class Study:
         self.machines = self._machines(machine)
         self.plan = plan.load(question)
         self._frames: dict[str, pd.DataFrame] = {}
-        self.tally: dict[str, dict[str, int]] = {}
 
     def _machines(self, machine: str) -> list[str]:
         if self.measures or machine == "this":
@@ -162,7 +163,9 @@ class Study:
         there = evidence.find(keys.values(), machine)
         again = bool(os.environ.get("CNNSTUDY_STALE"))
         missing = [t for t in todo if keys[t] not in there or (again and there[keys[t]]["provenance"]["code"] != code[t[0]])]
-        self.tally[call.experiment] = {"found": len(todo) - len(missing), "measured": len(missing)}
+        if chosen := os.environ.get("CNNSTUDY_KEYS"):  # a file: the runner was asked for these measurements alone
+            wanted = set(Path(chosen).read_text("utf-8").split())
+            missing = [t for t in missing if keys[t] in wanted]
         with Progress(self.question, call.experiment, len(todo), len(todo) - len(missing)) as progress:
             for group in _groups(missing, together):
                 progress.begin(_label(group[0][0], call.setups))
@@ -176,14 +179,15 @@ class Study:
         """Run one trial (or one interleaved group) and put its results into the form of records."""
         seed = group[0][1]
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        before = time.perf_counter()
-        seed_all(seed)
         failed = None
-        try:
-            results = trial([s for s, _ in group], seed) if together else [trial(group[0][0], seed)]
-        except ArithmeticError as error:  # a loss that is not finite: a failed measurement, not a number
-            results, failed = [{} for _ in group], str(error)
-        seconds = (time.perf_counter() - before) / len(group)
+        with Watch(active=self.ledger.experiments[call.experiment].kind == "hardware") as watch:
+            before = time.perf_counter()
+            seed_all(seed)
+            try:
+                results = trial([s for s, _ in group], seed) if together else [trial(group[0][0], seed)]
+            except ArithmeticError as error:  # a loss that is not finite: a failed measurement, not a number
+                results, failed = [{} for _ in group], str(error)
+            seconds = (time.perf_counter() - before) / len(group)
         for (setup, _), result in zip(group, results, strict=True):
             metrics, arrays = _split(result, call.experiment)
             record = {
@@ -195,7 +199,7 @@ class Study:
                 "protocol": call.protocol,
                 "profile": self.profile,
                 "metrics": metrics,
-                "provenance": provenance(code[setup], started, seconds),
+                "provenance": provenance(code[setup], started, seconds) | watch.note(),
             }
             yield (record | {"failed": failed} if failed else record), arrays
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import LEDGER
 
-from cnnstudy.config import Refused, Setup
+from cnnstudy.config import Refused, Setup, key
 from cnnstudy.report import evidence, study
 from cnnstudy.report.study import Study
 
@@ -36,12 +36,19 @@ def test_measured_once_then_found(toy: Path) -> None:
     first = Study("q99", "quick")
     frame = first.measure("squares", SETUPS, square)
     assert frame["square"].tolist() == [1, 4] and frame["machine"].tolist() == ["toy", "toy"]
-    assert first.tally["squares"] == {"found": 0, "measured": 2}
+    assert len(evidence.read("toy", "q99")) == 2
     assert first.arrays(frame["key"][0], "toy")["curve"].shape == (300,)
     again = Study("q99", "quick")
     again.measure("squares", [*SETUPS, Setup(n=3)], lambda setup, seed: {"square": -1})
-    assert again.tally["squares"] == {"found": 2, "measured": 1}
+    assert len(evidence.read("toy", "q99")) == 3
     assert again.frame("squares")["square"].tolist() == [1, 4, -1]
+
+
+def test_only_the_keys_asked_for_are_measured(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = toy / "keys"
+    wanted.write_text(key("squares", SETUPS[1], 0, 1) + "\n")
+    monkeypatch.setenv("CNNSTUDY_KEYS", str(wanted))
+    assert Study("q99", "quick").measure("squares", SETUPS, square)["n"].tolist() == [2]
 
 
 def test_two_calls_of_one_experiment_add_up(toy: Path) -> None:
@@ -133,3 +140,13 @@ def test_unknown_names_are_refused(toy: Path) -> None:
         one.verdicts(written_for={"q99.three": "confirmed"})
     with pytest.raises(Refused, match="as NumPy arrays"):
         one.measure("squares", SETUPS, lambda setup, seed: {"long": list(range(999))})
+
+
+@pytest.mark.parametrize(("kind", "watched"), [("hardware", True), ("exact", False)])
+def test_what_else_the_machine_did_is_kept_beside_timed_records(toy: Path, kind: str, watched: bool) -> None:
+    ledger = toy / "data/claims/q99.yaml"
+    ledger.write_text(ledger.read_text().replace("squares: {kind: exact", f"squares: {{kind: {kind}"))
+    frame = Study("q99", "quick").measure("squares", SETUPS[:1], square)
+    (record,) = evidence.find(frame["key"], "toy").values()
+    assert ("load" in record["provenance"]) is watched
+    assert not watched or {"samples", "disturbed", "throttled"} <= record["provenance"]["load"].keys()
