@@ -16,14 +16,16 @@ PACKAGE = ROOT / "cnnstudy"
 BENCH = [
     {"cnnstudy.config"},
     {"cnnstudy.stats", "cnnstudy.runtime", "cnnstudy.archives", "cnnstudy.weights"},
-    {"cnnstudy.source", "cnnstudy.fetch"},
+    {"cnnstudy.source", "cnnstudy.fetch", "cnnstudy.load"},
     {"cnnstudy.data", "cnnstudy.layers", "cnnstudy.timing"},
-    {"cnnstudy.models"},
+    {"cnnstudy.models", "cnnstudy.noise"},
     {"cnnstudy.probes"},
     {"cnnstudy.train", "cnnstudy.attacks", "cnnstudy.compress", "cnnstudy.engines"},
     {"cnnstudy.hooks", "cnnstudy.defences"},
 ]
-FOUNDATION = {"cnnstudy.config", "cnnstudy.stats", "cnnstudy.runtime", "cnnstudy.source", "cnnstudy.fetch", "cnnstudy.archives"}
+FOUNDATION = {
+    "cnnstudy.config", "cnnstudy.stats", "cnnstudy.runtime", "cnnstudy.source", "cnnstudy.fetch", "cnnstudy.archives", "cnnstudy.load",
+}  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "onnxruntime", "onnx"}
 
 

@@ -27,7 +27,7 @@ EXPERIMENT_KINDS = ("exact", "hardware", "trained", "published")
 CLAIM_KINDS = ("value", "mechanism", "trend", "ordering", "ratio", "advice")
 EVIDENCE = ("exact", "hardware", "trained", "pretrained", "published", "argument")
 LEDGER_FIELDS = ("question", "slug", "title", "part", "profiles", "experiments", "claims", "citations", "note")
-EXPERIMENT_FIELDS = ("kind", "shows", "protocol", "exclusive", "needs", "table")
+EXPERIMENT_FIELDS = ("kind", "shows", "protocol", "exclusive", "needs", "table", "floor", "differences")
 CLAIM_FIELDS = (
     "id", "statement", "kind", "evidence", "test", "conditions", *outcomes.OUTCOMES, "untested", "same_as", "note",
 )  # fmt: skip
@@ -37,7 +37,11 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True)
 class Experiment:
-    """A named measurement.  ``needs``: the least profile that decides; ``table``: the name of a published one."""
+    """A named measurement.  ``needs``: the least profile that decides; ``table``: the name of a published one.
+
+    ``floor``: the experiment that measured the machine against itself.  ``differences``: metrics that hang on the difference of
+    two times, as ``{metric: (larger, difference)}`` with the metrics that hold the larger time and the difference.
+    """
 
     name: str
     kind: str
@@ -46,6 +50,8 @@ class Experiment:
     exclusive: bool = False
     needs: str = "quick"
     table: str | None = None
+    floor: str | None = None
+    differences: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -198,6 +204,8 @@ class _Checker:
             name: self.inside(spec, f"experiment {name}: ", partial(self.experiment, name, spec))
             for name, spec in body["experiments"].items()
         }
+        for name, spec in experiments.items():
+            self.inside(body["experiments"][name], f"experiment {name}: ", partial(self.floor, spec, experiments))
         if not isinstance(body["claims"], list):
             raise Refused("claims is not a list")
         claims: dict[str, Claim] = {}
@@ -236,7 +244,24 @@ class _Checker:
             raise Refused(f"table is for experiments of kind published, this one is {kind}")
         if not isinstance(body.get("exclusive", False), bool):
             raise Refused(f"exclusive is {body['exclusive']!r}; expected true or false")
-        return Experiment(name, kind, str(self.text(body, "shows")), protocol, body.get("exclusive", False), needs, body.get("table"))
+        differences = body.get("differences", {})
+        self.fields(differences, "differences", differences)
+        for metric, parts in differences.items():
+            self.fields(parts, f"differences of {metric}", ("larger", "difference"), ("larger", "difference"))
+        return Experiment(
+            name, kind, str(self.text(body, "shows")), protocol, body.get("exclusive", False), needs, body.get("table"),
+            self.text(body, "floor"), {m: (str(p["larger"]), str(p["difference"])) for m, p in differences.items()},
+        )  # fmt: skip
+
+    def floor(self, experiment: Experiment, experiments: Mapping[str, Experiment]) -> None:
+        """The noise floor that an experiment names is one that is measured here, of the machine, and has none itself."""
+        if experiment.differences and experiment.floor is None:
+            raise Refused("differences say how a noise floor grows; this experiment names no floor")
+        if experiment.floor is None:
+            return
+        named = experiments[choose("experiment as floor", experiment.floor, experiments)]
+        if experiment.kind != "hardware" or named.kind != "hardware" or named.floor is not None:
+            raise Refused(f"floor is {named.name!r}; expected, for an experiment of kind hardware, another of that kind without a floor")
 
     def claim(self, body: Any, question: str, experiments: Mapping[str, Experiment], before: Mapping[str, Claim]) -> Claim:
         self.fields(body, "a claim", CLAIM_FIELDS, ("id", "statement", "kind", "evidence", "test"))

@@ -11,6 +11,7 @@ from cnnstudy.report.plan import PROFILES
 from cnnstudy.report.rows import REDUCE
 from cnnstudy.report.rules import RULES
 from cnnstudy.report.trends import SCALES
+from cnnstudy.report.wording import timed
 
 NUMBERS = (
     "margin", "low", "high", "rel_tol", "abs_tol", "interval_above", "interval_below", "rel_margin", "saturation", "alike",
@@ -22,11 +23,12 @@ WORDS: dict[str, Iterable[str]] = {
     "of": ("rows", "setups", "values"), "unclear_as": ("holds", "fails"),
 }  # fmt: skip
 FILTERS = ("at", "where", "a", "b", "base")
+FLOORLESS = ("correlation",)  # an order over many networks: its own interval is far wider than what the noise of a clock adds
 TEXTS = ("metric", "metric_b", "over", "text")
 
 
 def check(body: Any, experiments: Mapping[str, Any]) -> dict[str, Any]:
-    """The condition with its defaults (``needs``, ``min_seeds``) and its experiment's ``kind``.
+    """The condition with its defaults (``needs``, ``min_seeds``), its experiment's ``kind`` and, for a time, its noise ``floor``.
 
     Raises Refused, naming the field and what is valid.
     """
@@ -55,6 +57,13 @@ def check(body: Any, experiments: Mapping[str, Any]) -> dict[str, Any]:
     done = {"needs": experiment.needs, "min_seeds": default} | dict(body) | {"kind": experiment.kind}
     if experiment.kind == "trained" and done["min_seeds"] < 2:
         raise Refused("min_seeds is 1 for a trained experiment; one seed has no interval, expected 2 or more")
+    if experiment.floor and timed(body["metric"]):
+        if not rule.floored and rule.name not in FLOORLESS:
+            able = ", ".join(name for name, one in RULES.items() if one.floored)
+            raise Refused(f"{rule.name} cannot take the noise floor of {experiment.name} into account; rules that can: {able}")
+        if "saturation" in body:
+            raise Refused(f"saturation cannot take the noise floor of {experiment.name} into account")
+        done |= {"floor": experiment.floor} if rule.floored else {}
     return done
 
 

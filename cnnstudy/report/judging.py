@@ -86,13 +86,36 @@ def _band(i: Interval, low: float, high: float, strict: bool = False) -> State:
     return "fails" if outside else "unclear"
 
 
-def _one_sided(condition: Condition, i: Interval, margin: float, strict: bool = False) -> State:
-    """Above the margin?  With ``interval_above`` the estimate must pass the margin and the interval that bound."""
+def _one_sided(condition: Condition, i: Interval, margin: float, strict: bool = False, least: float | None = None) -> State:
+    """Above the margin?  With ``interval_above`` the estimate (or the ``least`` that it may be, for the noise floor) must pass the
+    margin, and the interval that bound.
+    """
     if "interval_above" not in condition:
         return _band(i, margin, math.inf, strict)
-    if i.estimate >= margin and i.low > condition["interval_above"]:
+    if (i.estimate if least is None else least) >= margin and i.low > condition["interval_above"]:
         return "holds"
     return "fails" if i.high < margin else "unclear"
+
+
+def _point(i: Interval) -> Interval:
+    return Interval(i.estimate, i.estimate, i.estimate, i.n)
+
+
+def _scaled(condition: Condition, i: Interval, times: float = 1.0) -> Interval:
+    """The interval of a time or a ratio of times, stretched by the factor 1 + noise floor; ``times``: the floor counts so often."""
+    by = 1 + times * condition.get("noise", 0.0)
+    return Interval(i.estimate, i.low / by if i.low > 0 else i.low * by, i.high * by if i.high > 0 else i.high / by, i.n)
+
+
+def _shifted(i: Interval, by: float) -> Interval:
+    """The interval, longer by ``by`` at both ends: what the noise floor adds to a difference, or on a logarithmic scale."""
+    return Interval(i.estimate, i.low - by, i.high + by, i.n)
+
+
+def _noise(condition: Condition, *values: float) -> float:
+    """The noise floor in units of the metric, of the largest of some times; on the scale of judging with ``log``."""
+    noise = condition.get("noise", 0.0)
+    return math.log10(1 + noise) if condition.get("log") else noise * max(map(abs, values))
 
 
 def _slack(i: Interval, *margins: float) -> float:
@@ -140,10 +163,11 @@ def _value(metric: str, value: Any) -> str:
     return "[" + ", ".join(say(v) for v in value) + "]" if isinstance(value, list) else say(value)
 
 
-def _mean(condition: Condition, rows: Sequence[Row]) -> tuple[Interval, Any]:
-    """The mean over seeds, and how to show a number on its scale (back from the logarithm)."""
+def _mean(condition: Condition, rows: Sequence[Row]) -> tuple[Interval, Interval, str]:
+    """The mean over seeds and its interval, each widened by the noise floor, and the mean in words (back from the logarithm)."""
     i = stats.mean(list(group(rows, {}, condition).values.values()), exact=_exact(condition))
-    return i, lambda v: natural(condition, v)
+    point, wide = (_shifted(one, _noise(condition)) if condition.get("log") else _scaled(condition, one) for one in (_point(i), i))
+    return point, wide, f"{_of(condition)} {_shown(i, lambda v: natural(condition, v))}"
 
 
 def _scale(condition: Condition, value: float) -> float:
@@ -168,38 +192,42 @@ def within(condition: Condition, rows: Sequence[Row]) -> Finding:
         low, high = condition["value"] - tolerance, condition["value"] + tolerance
     else:
         low, high = condition.get("low", -math.inf), condition.get("high", math.inf)
-    i, show = _mean(condition, rows)
+    _, i, said = _mean(condition, rows)
     ends = _scale(condition, low), _scale(condition, high)
     state = _band(i, *ends)
     asked, yes, no = _asked(low, high, lambda v: amount_of(condition, v))
     if "rel_tol" in condition and condition["value"]:
         off = abs(i.estimate / condition["value"] - 1)
         asked = f"{condition['rel_tol'] * 100:g} % of {amount_of(condition, condition['value'])} (off by {off * 100:.2g} %)"
-    reason = f"{_of(condition)} {_shown(i, show)}, {_clause(state, yes, no, asked)}"
-    return _back(condition, _finding(state, i, reason, _slack(i, *ends)))
+    return _back(condition, _finding(state, i, f"{said}, {_clause(state, yes, no, asked)}", _slack(i, *ends)))
 
 
 def above(condition: Condition, rows: Sequence[Row]) -> Finding:
-    i, show = _mean(condition, rows)
+    point, i, said = _mean(condition, rows)
     margin = _scale(condition, condition["margin"])
     scaled = dict(condition)
     if "interval_above" in condition:
         scaled["interval_above"] = _scale(condition, condition["interval_above"])
-    state = _one_sided(scaled, i, margin)
+    state = _one_sided(scaled, i, margin, least=point.low)
     clause = _clause(state, "at least", "below", amount_of(condition, condition["margin"]))
-    return _back(condition, _finding(state, i, f"{_of(condition)} {_shown(i, show)}, {clause}", _slack(i, margin)))
+    return _back(condition, _finding(state, i, f"{said}, {clause}", _slack(i, margin)))
 
 
 def below(condition: Condition, rows: Sequence[Row]) -> Finding:
-    i, show = _mean(condition, rows)
+    point, i, said = _mean(condition, rows)
     margin = _scale(condition, condition["margin"])
     flipped = {"interval_above": -_scale(condition, condition["interval_below"])} if "interval_below" in condition else {}
-    state = _one_sided(flipped, Interval(-i.estimate, -i.high, -i.low, i.n), -margin)
+    state = _one_sided(flipped, Interval(-i.estimate, -i.high, -i.low, i.n), -margin, least=-point.high)
     clause = _clause(state, "at most", "above", amount_of(condition, condition["margin"]))
-    return _back(condition, _finding(state, i, f"{_of(condition)} {_shown(i, show)}, {clause}", _slack(i, margin)))
+    return _back(condition, _finding(state, i, f"{said}, {clause}", _slack(i, margin)))
 
 
 # two samples
+
+
+def _noisy(condition: Condition, i: Interval, a: Group, b: Group) -> Interval:
+    """The interval of a difference, widened by the noise floor of the larger of the two times."""
+    return _shifted(i, _noise(condition, fmean(a.values.values()), fmean(b.values.values())))
 
 
 def _difference(condition: Condition, a: Group, b: Group) -> Interval:
@@ -212,10 +240,11 @@ def difference_above(condition: Condition, rows: Sequence[Row]) -> Finding:
     metric = condition["metric"]
     a, b = group(rows, condition["a"], condition), group(rows, condition["b"], condition)
     i = _difference(condition, a, b)
-    state = _one_sided(condition, i, condition["margin"], strict=True)
+    wide = _noisy(condition, i, a, b)
+    state = _one_sided(condition, wide, condition["margin"], strict=True, least=_noisy(condition, _point(i), a, b).low)
     clause = _clause(state, "more than", "not more than", amount_of(condition, condition["margin"], True))
     reason = f"{plain(metric)} of {a.label} less that of {b.label} is {_shown(i, lambda v: amount_of(condition, v, True))}, {clause}"
-    return _finding(state, i, reason, _slack(i, condition["margin"]))
+    return _finding(state, wide, reason, _slack(wide, condition["margin"]))
 
 
 def equivalent_within(condition: Condition, rows: Sequence[Row]) -> Finding:
@@ -223,19 +252,22 @@ def equivalent_within(condition: Condition, rows: Sequence[Row]) -> Finding:
     a, b = group(rows, condition["a"], condition), group(rows, condition["b"], condition)
     margin = condition["margin"] if "margin" in condition else condition["rel_margin"] * abs(fmean(b.values.values()))
     i = stats.equivalence(a.values, b.values, exact=_exact(condition))
-    state = _band(i, -margin, margin)
+    wide = _noisy(condition, i, a, b)
+    state = _band(wide, -margin, margin)
     clause = _clause(state, "within", "beyond", f"±{amount_of(condition, margin, True)}")
     reason = (
         f"{plain(metric)} of {a.label} less that of {b.label} is {_shown(i, lambda v: amount_of(condition, v, True), level=90)}, {clause}"
     )
-    return _finding(state, i, reason, _slack(i, -margin, margin))
+    return _finding(state, wide, reason, _slack(wide, -margin, margin))
 
 
 def ratio_between(condition: Condition, rows: Sequence[Row]) -> Finding:
     a, b = group(rows, condition["a"], condition), group(rows, condition["b"], condition)
     top, bottom, words = dict(a.values), dict(b.values), f"{plain(condition['metric'])} of {a.label} over that of {b.label}"
+    often = 1.0
     if "base" in condition:
         base = group(rows, condition["base"], condition)
+        often = sum(_leverage(one, base) for one in (a, b))
         top, bottom = ({s: v[s] - base.values[s] for s in v.keys() & base.values.keys()} for v in (top, bottom))
         words = f"share of the gap in {plain(condition['metric'])} from {base.label} to {b.label} that {a.label} makes up"
     if not top.keys() & bottom.keys():
@@ -245,15 +277,22 @@ def ratio_between(condition: Condition, rows: Sequence[Row]) -> Finding:
         i = Interval(10**d.estimate, 10**d.low, 10**d.high if d.high < 300 else math.inf, d.n)
     else:
         i = stats.ratio_of_means(top, bottom, exact=_exact(condition))
+    point, wide = _scaled(condition, _point(i), often), _scaled(condition, i, often)
     low, high = condition.get("low", -math.inf), condition.get("high", math.inf)
-    state = _band(i, low, high)
+    state = _band(wide, low, high)
     if "interval_above" in condition:
-        state = _one_sided(condition, i, low)
+        state = _one_sided(condition, wide, low, least=point.low)
     elif "interval_below" in condition:
         bound = {"interval_above": -condition["interval_below"]}
-        state = _one_sided(bound, Interval(-i.estimate, -i.high, -i.low, i.n), -high)
+        state = _one_sided(bound, Interval(-wide.estimate, -wide.high, -wide.low, wide.n), -high, least=-point.high)
     asked, yes, no = _asked(low, high, bare)
-    return _finding(state, i, f"{words} is {_shown(i, bare)}, {_clause(state, yes, no, asked)}", _slack(i, low, high))
+    return _finding(state, wide, f"{words} is {_shown(i, bare)}, {_clause(state, yes, no, asked)}", _slack(wide, low, high))
+
+
+def _leverage(a: Group, base: Group) -> float:
+    """How often the relative error of a time counts in the relative error of its difference from another: (a + base) / |a - base|."""
+    one, other = fmean(a.values.values()), fmean(base.values.values())
+    return (abs(one) + abs(other)) / abs(one - other) if one != other else math.inf
 
 
 def _asked(low: float, high: float, show: Any) -> tuple[str, str, str]:

@@ -169,10 +169,11 @@ def relevant(expressions: Mapping[str, Expression], states: Mapping[str, bool | 
 def reachable(expressions: Mapping[str, Expression], names: Iterable[str]) -> set[str | None]:
     """The outcomes that some combination of fully decided conditions leads to; stops once it can go either way."""
     order = list(names)
-    tried = itertools.product((True, False), repeat=min(len(order), 2 * MOST_UNKNOWN))
+    few = (chosen for size in range(len(order) + 1) for chosen in itertools.combinations(order, size))  # the likeliest first
     found: set[str | None] = set()
-    for choice in itertools.chain([(True,) * len(order), (False,) * len(order)], tried):  # the likeliest first
-        found.add(outcome(expressions, dict.fromkeys(order, False) | dict(zip(order, choice, strict=False))))
+    for chosen in itertools.islice(few, 2 ** (2 * MOST_UNKNOWN - 1)):
+        for odd in (True, False):  # all alike but for a few
+            found.add(outcome(expressions, dict.fromkeys(order, not odd) | dict.fromkeys(chosen, odd)))
         if found >= {"confirmed", "refuted"}:
             break
     return found

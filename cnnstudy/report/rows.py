@@ -25,7 +25,10 @@ FLOOR = 1e-45  # on the log scale, 0 is read as less than float32 can hold
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: its flattened setup, seed and metrics; ``failed`` says why there are no metrics."""
+    """One measurement: its flattened setup, seed and metrics; ``failed`` says why there are no metrics.
+
+    ``floor``: the noise floor of the machine for this time (0.02: 2 %), 0 for what is not timed.
+    """
 
     setup: Mapping[str, Any]
     seed: int
@@ -33,6 +36,7 @@ class Row:
     machine: str = ""
     profile: str = ""
     failed: str | None = None
+    floor: float = 0.0
 
     def get(self, path: str) -> Any:
         """The value of a dotted path of the setup, or machine, profile, seed; None where it is left out."""

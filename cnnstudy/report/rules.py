@@ -40,7 +40,10 @@ COMMON = (
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule, its fields, and what it asks in one line.  ``one_of``: of each of these sets exactly or at least one."""
+    """A rule, its fields, and what it asks in one line.  ``exactly_one``, ``at_least_one``: of each of these sets.
+
+    ``floored``: it widens its interval by the machine's noise floor, where the rows have one.
+    """
 
     name: str
     about: str
@@ -49,6 +52,7 @@ class Rule:
     optional: tuple[str, ...] = ()
     exactly_one: tuple[tuple[str, ...], ...] = ()
     at_least_one: tuple[tuple[str, ...], ...] = ()
+    floored: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", sentence(self.about))  # what the book's page on rules says of it
@@ -172,7 +176,18 @@ def _once(rule: Rule, condition: Condition, rows: Sequence[Row]) -> Finding:
     seeds = min(len({r.seed for r in one}) for one in by_setup(used))
     if seeds < least:
         return judging.missing(f"{seeds} of at least {of(least, 'seed')} measured", len(used))
-    return rule.core(condition, used)
+    return _beyond_noise(rule, condition, used)
+
+
+def _beyond_noise(rule: Rule, condition: Condition, rows: Sequence[Row]) -> Finding:
+    """The rule's finding; timed rows must clear the margin by more than the noise floor of their machine, the largest of them."""
+    noise = max(r.floor for r in rows)
+    if not rule.floored or not noise:
+        return rule.core(condition, rows)
+    found, words = rule.core({**condition, "noise": noise}, rows), f"noise floor of {noise * 100:.2g} %"
+    if found.state == "unclear" and rule.core(condition, rows).state != "unclear":
+        return replace(found, reason=f"{found.reason}: it is within this machine's {words}")
+    return replace(found, reason=f"{found.reason} (with this machine's {words})")
 
 
 def _combine(cases: Sequence[tuple[str, Finding]], least: int, worst: bool) -> Finding:
@@ -197,19 +212,19 @@ RULES: dict[str, Rule] = {
         Rule("equal", "every measurement equals `value`, or (`same: true`) all equal each other", judging.equal,
              exactly_one=(("value", "same"),)),
         Rule("within", "the mean lies within `value` +- rel_tol or abs_tol, or from `low` to `high`", judging.within,
-             optional=("rel_tol", "abs_tol", "log"), at_least_one=(("value", "low", "high"),)),
-        Rule("above", "the mean is at least `margin`", judging.above, ("margin",), ("interval_above", "log")),
-        Rule("below", "the mean is at most `margin`", judging.below, ("margin",), ("interval_below", "log")),
+             optional=("rel_tol", "abs_tol", "log"), at_least_one=(("value", "low", "high"),), floored=True),
+        Rule("above", "the mean is at least `margin`", judging.above, ("margin",), ("interval_above", "log"), floored=True),
+        Rule("below", "the mean is at most `margin`", judging.below, ("margin",), ("interval_below", "log"), floored=True),
         Rule("difference_above", "the difference a - b is more than `margin`", judging.difference_above, ("a", "b", "margin"),
-             ("interval_above", "unpaired")),
+             ("interval_above", "unpaired"), floored=True),
         Rule("ratio_between", "the ratio a / b, or (a - base) / (b - base), lies from `low` to `high`", judging.ratio_between, ("a", "b"),
-             ("base", "interval_above", "interval_below", "log"), at_least_one=(("low", "high"),)),
+             ("base", "interval_above", "interval_below", "log"), at_least_one=(("low", "high"),), floored=True),
         Rule("equivalent_within", "groups a and b differ by less than a margin (two one-sided tests)", judging.equivalent_within,
-             ("a", "b"), (), exactly_one=(("margin", "rel_margin"),)),
+             ("a", "b"), (), exactly_one=(("margin", "rel_margin"),), floored=True),
         Rule("ordering", "every member of each group lies beyond every member of the group before", trends.ordering,
-             ("groups", "direction", "margin"), ("iqr",)),
+             ("groups", "direction", "margin"), ("iqr",), floored=True),
         Rule("monotone_in", "the metric goes `direction` with `over`: slope beyond `margin`, no step back", trends.monotone_in,
-             ("over", "direction", "margin"), ("scale", "order", "strict", "saturation", "log")),
+             ("over", "direction", "margin"), ("scale", "order", "strict", "saturation", "log"), floored=True),
         Rule("correlation", "Spearman's rank correlation over setups lies from `low` to `high`", trends.correlation, (),
              ("min_setups",), exactly_one=(("metric_b", "over"),), at_least_one=(("low", "high"),)),
         Rule("share_of", "the share of rows, setups or values that meet a comparison lies from `low` to `high`", trends.share_of,

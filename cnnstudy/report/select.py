@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cnnstudy.config import Refused, flatten
 from cnnstudy.report import published
 from cnnstudy.report.judging import Finding, missing
 from cnnstudy.report.plan import PROFILES
-from cnnstudy.report.rows import BESIDE, Condition, Row, filters, matches, meets
+from cnnstudy.report.rows import BESIDE, Condition, Row, filters, label, matches, meets, same
 from cnnstudy.report.wording import of
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from cnnstudy.report.verdicts import Planned
 
 Index = Mapping[str, Mapping[str, Mapping[str, Any]]]
+Floors = Sequence[tuple[Mapping[str, Any], str]]
+FREE = ("model", "resolution", "comparisons", "runs", "warmup")  # parts in which a noise floor may differ from what it is the floor of
 
 
 @dataclass(frozen=True)
@@ -35,21 +38,39 @@ def index(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Index:
     return {machine: {r["key"]: r for r in those} for machine, those in records.items()}
 
 
-def select(condition: Condition, experiment: Experiment, plan: Mapping[str, Planned], records: Index, machines: Sequence[str]) -> Selection:
+class Flats:
+    """Flat forms of planned setups, each made once: seeds, profiles and the conditions of a question share them."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[Mapping[str, Any], dict[str, Any]]] = {}
+
+    def of(self, setup: Mapping[str, Any]) -> dict[str, Any]:
+        """The flat form of a setup, which must not be altered."""
+        if id(setup) not in self._made:
+            self._made[id(setup)] = setup, flatten(setup)  # the setup is kept, or another could get its id
+        return self._made[id(setup)][1]
+
+
+def select(
+    condition: Condition, experiment: Experiment, plan: Mapping[str, Planned], records: Index, machines: Sequence[str],
+    flats: Flats | None = None,
+) -> Selection:  # fmt: skip
     """The rows for a condition.
 
     Profiles are tried from full down to the condition's ``needs``, machines in the order given; the first of which
     every planned measurement of the selection is recorded is taken.  ``machines: all`` takes every machine's best.
+    Where the condition asks for a noise floor, a machine counts only with its floor recorded, in the same profile.
     Raises Refused for a path that no planned setup has.
     """
     if experiment.kind == "published":
         return _published(condition, experiment)
+    flats = flats or Flats()
     name, needs = experiment.name, condition["needs"]
     if name not in plan:
         return Selection(missing=missing(f"no measurement of {name} is planned yet"))
     wanted: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
     for profile in PROFILES[: PROFILES.index(needs) - 1 if PROFILES.index(needs) else None : -1]:
-        entries = [(flatten(e["setup"]), e) for e in plan[name].entries(profile)]
+        entries = [(flats.of(e["setup"]), e) for e in plan[name].entries(profile)]
         _check_paths(condition, [flat for flat, _ in entries])
         if chosen := _matching(condition, entries):
             wanted[profile] = chosen
@@ -59,6 +80,7 @@ def select(condition: Condition, experiment: Experiment, plan: Mapping[str, Plan
     taken: list[tuple[str, str]] = []
     rows: list[Row] = []
     for profile, entries in wanted.items():
+        floors = _floors(condition, plan, profile)
         for machine in machines:
             if machine in (m for m, _ in taken):
                 continue
@@ -67,8 +89,15 @@ def select(condition: Condition, experiment: Experiment, plan: Mapping[str, Plan
             best = max(best, (have / len(entries), _progress(profile, have, len(entries))))
             if have < len(entries):
                 continue
+            found = [_row(flat, there[e["key"]], machine, profile) for flat, e in entries]
+            if floors is not None:
+                with_floor = [_above_floor(row, experiment, condition, floors, there) for row in found]
+                if lacking := next((r for r, f in zip(found, with_floor, strict=True) if f is None), None):
+                    best = max(best, (1.0, f"no noise floor is recorded on {machine} for {_setting(lacking, floors)}, profile {profile}"))
+                    continue
+                found = [row for row in with_floor if row is not None]
             taken.append((machine, _least(wanted, profile)))
-            rows += [_row(flat, there[e["key"]], machine, profile) for flat, e in entries]
+            rows += found
             if condition.get("machines") != "all":
                 return Selection(tuple(rows), (machine,), (taken[0][1],))
     least = int(condition.get("min_machines", 1))
@@ -91,6 +120,45 @@ def _progress(profile: str, have: int, expected: int) -> str:
 
 def _row(flat: Mapping[str, Any], record: Mapping[str, Any], machine: str, profile: str) -> Row:
     return Row(flat, record["seed"], record["metrics"], machine, profile, record.get("failed"))
+
+
+def _floors(condition: Condition, plan: Mapping[str, Planned], profile: str) -> Floors | None:
+    """The measurements of the machine against itself that a profile plans, setup and key; None if the condition needs none."""
+    name = condition.get("floor")
+    if name is None:
+        return None
+    return [(flatten(e["setup"]), e["key"]) for e in plan[name].entries(profile)] if name in plan else []
+
+
+def _shared(floor: Mapping[str, Any], timed: Mapping[str, Any]) -> dict[str, Any]:
+    """The conditions of timing that a floor names and a timed setup has, too: engine, batch, threads, ..."""
+    return {path: value for path, value in floor.items() if path in timed and path.split(".")[0] not in FREE}
+
+
+def _setting(row: Row, floors: Floors) -> str:
+    """The conditions of timing of a row, in words."""
+    paths = {path for flat, _ in floors for path in _shared(flat, row.setup)}
+    return label({path: row.setup[path] for path in sorted(paths)}) if paths else "any setup"
+
+
+def _above_floor(row: Row, experiment: Experiment, condition: Condition, floors: Floors, there: Mapping[str, Any]) -> Row | None:
+    """A timed row with its noise floor: the largest of those measured under its conditions with at most as many runs; None if
+    there is none, or not all of them are recorded.
+    """
+    values = []
+    for flat, key in floors:
+        if any(not same(row.setup[p], v) for p, v in _shared(flat, row.setup).items()):
+            continue
+        if flat.get("runs", 0) <= row.setup.get("runs", math.inf):
+            value = there[key]["metrics"].get("floor") if key in there else None
+            if value is None:
+                return None
+            values.append(value)
+    if not values:
+        return None
+    larger, difference = (row.metrics.get(m) for m in experiment.differences.get(condition["metric"], ("", "")))
+    often = (2 * larger - difference) / abs(difference) if larger and difference else 1.0  # both ends of a difference may be off
+    return replace(row, floor=max(values) * often)
 
 
 def _matching(

@@ -9,9 +9,11 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cnnstudy import load
 from cnnstudy.config import Refused
 
 if TYPE_CHECKING:
@@ -122,15 +124,19 @@ def _hours(seconds: float) -> str:
 
 def run_card(study: Study) -> None:
     """What this page rests on: machine, profiles, measurements recorded and their time; per experiment in a fold."""
-    states, body = [], []
+    states, body, seen = [], [], Counter[str]()
     for name, spec in study.ledger.experiments.items():
         if spec.kind == "published":
-            body.append([name, spec.kind, "–", "–", f"table {spec.table}", "–", "–"])
+            body.append([name, spec.kind, "–", "–", f"table {spec.table}", "–", "–", "–"])
             continue
         state = study.coverage(name)
         states.append(state)
         done = f"{state.recorded} of {state.expected}"
-        body.append([name, spec.kind, state.profile, state.machine, done, _hours(state.seconds), str(state.failed or "–")])
+        load_of_all = Counter(_loads(study, name).values())
+        seen += load_of_all
+        body.append(
+            [name, spec.kind, state.profile, state.machine, done, _hours(state.seconds), str(state.failed or "–"), _counted(load_of_all)]
+        )
     recorded, expected = sum(s.recorded for s in states), sum(s.expected for s in states)
     facts = {
         "Machine": ", ".join(sorted({s.machine for s in states if s.recorded})) or "none yet",
@@ -139,13 +145,34 @@ def run_card(study: Study) -> None:
         "Of standard": "{} of {}".format(*study.progress("standard")),
         "Time to measure": _hours(sum(s.seconds for s in states)),
         "Failed": str(sum(s.failed for s in states)),
+        **({"While timing": _counted(seen)} if seen else {}),
     }
     items = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts.items())
-    head = ["experiment", "kind", "profile", "machine", "recorded", "time to measure", "failed"]
+    head = ["experiment", "kind", "profile", "machine", "recorded", "time to measure", "failed", "while timing"]
+    if not seen:  # nothing on this page was timed
+        head, body = head[:-1], [row[:-1] for row in body]
     table = _scroll(_html_table(head, body), "Run card")
     fold = f'<details class="cnn-fold"><summary>By experiment</summary>{table}</details>'
     plain = "; ".join(f"{k}: {v}" for k, v in facts.items())
     _emit({"text/html": f'<dl class="cnn-runcard">{items}</dl>{fold}', "text/plain": plain})
+
+
+def _loads(study: Study, experiment: str) -> dict[str, str]:
+    """Per key of a hardware experiment's records what else the machine did: quiet, disturbed, throttled, not sampled."""
+    from cnnstudy.report import evidence as store
+
+    frame = study.frame(experiment)
+    if study.ledger.experiments[experiment].kind != "hardware" or not len(frame):
+        return {}
+    records = store.find(frame["key"], frame["machine"].iloc[0])
+    return {key: load.state(record["provenance"]) for key, record in records.items()}
+
+
+def _counted(states: Mapping[str, int]) -> str:
+    """``quiet``, or how many are not: ``2 of 30 disturbed``; a dash where nothing was timed."""
+    total = sum(states.values())
+    odd = [word if count == total else f"{count} of {total} {word}" for word, count in sorted(states.items()) if word != "quiet"]
+    return ", ".join(odd) or ("quiet" if total else "–")
 
 
 def verdict_box(ledger: Ledger, verdicts: Sequence[Verdict], written_for: Mapping[str, str] | None = None) -> None:
@@ -198,13 +225,15 @@ def _article(claim: Any, verdict: Verdict) -> str:
 
 
 def evidence(study: Study, columns: int = 12) -> None:
-    """Every record that the page draws on, folded: setup, seed, metrics, key."""
+    """Every record that the page draws on, folded: setup, seed, metrics, key; for a time, what else the machine did (``load``)."""
     parts = []
     for name, spec in study.ledger.experiments.items():
         if spec.kind == "published" or not len(frame := study.frame(name)):
             continue
         varied = [c for c in frame.columns if c not in ("machine", "profile", "failed", "key", "seed") and _varies(frame[c])]
         shown = frame.set_index("key")[[*varied[:columns], "seed"]]
+        if loads := _loads(study, name):
+            shown = shown.assign(load=[loads[key] for key in shown.index])
         body = _cells(shown, {c: _short for c in map(str, shown.columns)})
         inner = _scroll(_html_table(["key", *map(str, shown.columns)], body), f"Records of {name}")
         parts.append(f'<details class="cnn-fold"><summary>{name}: {len(frame)} records</summary>{inner}</details>')

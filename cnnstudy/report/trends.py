@@ -38,11 +38,12 @@ def ordering(condition: Condition, rows: Sequence[Row]) -> Finding:
                 continue
             a, b = (group(one, {}, condition) for one in (high, low))
             i = judging._difference(condition, a, b)
-            state = judging._one_sided({}, i, condition["margin"], strict=True)
+            wide = judging._noisy(condition, i, a, b)
+            state = judging._one_sided({}, wide, condition["margin"], strict=True)
             clause = judging._clause(state, "more than", "not more than", judging.amount_of(condition, condition["margin"], True))
             shown = judging._shown(i, lambda v: judging.amount_of(condition, v, True))
             reason = f"{plain(metric)} of {names[0]} less that of {names[1]} is {shown}, {clause}"
-            found.append(judging._finding(state, i, reason, judging._slack(i, condition["margin"])))
+            found.append(judging._finding(state, wide, reason, judging._slack(wide, condition["margin"])))
     state = next(s for s in ("fails", "missing", "unclear", "holds") if any(f.state == s for f in found))
     those = [f for f in found if f.state == state]
     shown_one = (max if state == "fails" else min)(those, key=lambda f: f.slack)
@@ -60,13 +61,14 @@ def _quartiles(condition: Condition, high: Sequence[Row], low: Sequence[Row], na
     cuts = [quantiles(one, n=4, method="inclusive") for one in samples]
     (a1, a2, a3), (b1, b2, b3), runs = *cuts, min(len(one) for one in samples)
     overlap = a1 <= b3 and b1 <= a3
-    gap = a2 - b2
-    state: State = "fails" if not overlap and gap <= condition["margin"] else "unclear" if overlap else "holds"
+    gap, noise = a2 - b2, judging._noise(condition, a2, b2)
+    close = abs(gap - condition["margin"]) <= noise if noise else False
+    state: State = "unclear" if overlap or close else "fails" if gap <= condition["margin"] else "holds"
     show = functools.partial(judging.amount_of, condition)
     shown = [f"{show(q2)} (quartiles {judging._range(show(q1), show(q3))})" for q1, q2, q3 in cuts]
     ranges = "the ranges overlap" if overlap else "the ranges do not overlap"
     reason = f"median {plain(metric)} is {shown[0]} for {names[0]} and {shown[1]} for {names[1]}, {runs} runs each, {ranges}"
-    return Finding(state, gap, a1 - b3, a3 - b1, runs, reason, abs(a1 - b3) / (abs(b2) or 1))
+    return Finding(state, gap, a1 - b3 - noise, a3 - b1 + noise, runs, reason, abs(a1 - b3) / (abs(b2) or 1))
 
 
 def _samples(value: Any, metric: str) -> list[float]:
@@ -92,9 +94,11 @@ def monotone_in(condition: Condition, rows: Sequence[Row]) -> Finding:
     if len(seeds) < int(condition.get("min_seeds", 1)) or not seeds:
         return judging.missing(f"{of(len(seeds), 'seed')} common to all values of {over}", len(seeds))
     exact = judging._exact(condition)
+    means = [fmean(g.values.values()) for g in groups]
     i = stats.slope(x, {s: [g.values[s] for g in groups] for s in seeds}, exact=exact)
-    towards = _turned(i, sign)
-    steps = [_turned(stats.paired_difference(b.values, a.values, exact=exact), sign) for a, b in itertools.pairwise(groups)]
+    towards = _turned(judging._shifted(i, _noise_of_slope(condition, x, means)), sign)
+    differences = [(stats.paired_difference(b.values, a.values, exact=exact), a, b) for a, b in itertools.pairwise(groups)]
+    steps = [_turned(judging._noisy(condition, one, a, b), sign) for one, a, b in differences]
     back = [j for j, s in enumerate(steps) if s.high < 0 or (condition.get("strict") and s.high <= 0)]
     state, why = judging._one_sided({}, towards, condition["margin"], strict=True), ""
     if back:
@@ -103,7 +107,6 @@ def monotone_in(condition: Condition, rows: Sequence[Row]) -> Finding:
         state, why = "unclear", f"{sum(s.low <= 0 for s in steps)} of {of(len(steps), 'step')} is not shown"
     elif "saturation" in condition and state == "holds":
         state, why = _saturation(condition, x, groups, seeds, sign, exact)
-    means = [fmean(g.values.values()) for g in groups]
     ends = [judging.natural(condition, m) for m in (means[0], means[-1])]
     per = {"log2": " per doubling", "log10": " per tenfold"}.get(
         condition.get("scale", ""), " per step" if order is not None else " per unit"
@@ -113,7 +116,14 @@ def monotone_in(condition: Condition, rows: Sequence[Row]) -> Finding:
         f"{plain(condition['metric'])} goes from {ends[0]} at {_say(over, values[0])} to {ends[1]} at {_say(over, values[-1])}, "
         f"slope{' of its logarithm' if condition.get('log') else ''} {judging._shown(i, bare)}{per}, {why or clause}"
     )
-    return judging._finding(state, i, reason, judging._slack(towards, condition["margin"]))
+    return judging._finding(state, _turned(towards, sign), reason, judging._slack(towards, condition["margin"]))
+
+
+def _noise_of_slope(condition: Condition, x: Sequence[float], means: Sequence[float]) -> float:
+    """The noise floor of a least-squares slope; of two times it is the floor of their difference over their distance in x."""
+    centre = fmean(x)
+    parts = [(v - centre) * judging._noise(condition, mean) for v, mean in zip(x, means, strict=True)]
+    return math.sqrt(math.fsum(p**2 for p in parts) / 2) / math.fsum((v - centre) ** 2 for v in x)
 
 
 def _turned(i: Interval, sign: float) -> Interval:

@@ -13,7 +13,7 @@ from cnnstudy.config import Refused, digest
 from cnnstudy.report import outcomes
 from cnnstudy.report.claims import Claim, Ledger
 from cnnstudy.report.rules import RULES, Finding
-from cnnstudy.report.select import Selection, index, select
+from cnnstudy.report.select import Flats, Selection, index, select
 from cnnstudy.report.wording import sentence
 from cnnstudy.runtime import ROOT
 
@@ -149,14 +149,14 @@ def judge_question(
     Raises Refused, naming claim and condition, where a condition does not fit its rows.
     """
     history = read_history(ledger.question) if history is None else history
-    there = index(records)
+    there, flats = index(records), Flats()
     verdicts = []
     for claim in ledger.claims:
         findings, sources = {}, {}
         for name, condition in claim.conditions.items():
             try:
                 experiment = ledger.experiments[condition["experiment"]]
-                sources[name] = chosen = select(condition, experiment, plan, there, machines)
+                sources[name] = chosen = select(condition, experiment, plan, there, machines, flats)
                 findings[name] = chosen.missing or RULES[condition["rule"]](condition, chosen.rows)
             except Refused as error:
                 raise Refused(f"{claim.id}: condition {name}: {error}") from None

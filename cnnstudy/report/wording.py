@@ -61,6 +61,12 @@ def _trim(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".") if abs(value) < 1 else f"{value:.1f}".removesuffix(".0")
 
 
+def timed(metric: str) -> bool:
+    """Whether the noise of a clock reaches a metric: all but counts, bytes, pixels and shares, which are not timed."""
+    last = metric.replace(".", "_").split("_")[-1]
+    return last not in (*_COUNTS, "mb", "gb", "px", "layers") and not _is_share(metric)
+
+
 def verb(noun: str) -> str:
     """``are`` after a plural."""
     return "are" if noun.endswith("s") and not noun.endswith(("ss", "us", "is", "as")) else "is"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -68,3 +69,53 @@ def test_source_tells_n_profile_and_machine() -> None:
     frame = pd.DataFrame({"seed": [0, 1, 0, 1], "machine": "m", "profile": "standard"})
     assert show.source(frame) == "4 measurements, 2 seeds each; measured on m, profile standard."
     assert show.source(frame.iloc[:0]) == "No record yet."
+
+
+def a_study(kind: str) -> Any:
+    """Just enough of a study for the run card and the evidence: one experiment with three records."""
+    frame = pd.DataFrame({"n": [1, 2, 3], "ms": [1.0, 2.0, 3.0], "seed": 0, "machine": "m", "profile": "quick", "failed": None})
+    spec = SimpleNamespace(kind=kind, table=None)
+    coverage = SimpleNamespace(profile="quick", machine="m", recorded=3, expected=4, seconds=9.0, failed=0)
+    return SimpleNamespace(
+        ledger=SimpleNamespace(experiments={"speed": spec}), frame=lambda name: frame.assign(key=["k1", "k2", "k3"]),
+        coverage=lambda name: coverage, progress=lambda profile: (3, 4),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the store says of each record's load."""
+    given: dict[str, Any] = {
+        "k1": {"others": 0.1, "disturbed": False, "throttled": False},
+        "k2": {"disturbed": True, "throttled": True},
+        "k3": None,
+    }
+    monkeypatch.setattr(
+        "cnnstudy.report.evidence.find", lambda keys, machine: {k: {"provenance": {"load": given[k]} if given[k] else {}} for k in keys}
+    )
+    return given
+
+
+def test_timed_records_are_marked_where_they_are_shown(shown: list, loads: dict[str, Any]) -> None:
+    show.evidence(a_study("hardware"))
+    page = shown[0][0]["text/html"]
+    assert page.index(">load<") < page.index("<td>quiet</td>") < page.index("<td>disturbed, throttled</td>") < page.index("not sampled")
+    show.run_card(a_study("hardware"))
+    card = shown[1][0]
+    assert "While timing: 1 of 3 disturbed, throttled, 1 of 3 not sampled" in card["text/plain"]
+    assert card["text/html"].count("1 of 3 disturbed, throttled, 1 of 3 not sampled") == 2  # in the summary and at its experiment
+
+
+def test_a_quiet_run_card_says_so_in_one_word(shown: list, loads: dict[str, Any]) -> None:
+    loads |= dict.fromkeys(loads, loads["k1"])
+    show.run_card(a_study("hardware"))
+    assert shown[0][0]["text/plain"].endswith("; While timing: quiet")
+    loads |= dict.fromkeys(loads, None)
+    show.run_card(a_study("hardware"))
+    assert shown[1][0]["text/plain"].endswith("; While timing: not sampled")
+
+
+def test_pages_without_timing_are_as_they_were(shown: list, loads: dict[str, Any]) -> None:
+    show.run_card(a_study("exact"))
+    show.evidence(a_study("exact"))
+    assert all("timing" not in d["text/html"] and "sampled" not in d["text/html"] for d, _ in shown)
