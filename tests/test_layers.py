@@ -19,9 +19,10 @@ BENCH = [
     {"cnnstudy.source", "cnnstudy.fetch", "cnnstudy.load"},
     {"cnnstudy.data", "cnnstudy.layers", "cnnstudy.timing"},
     {"cnnstudy.models", "cnnstudy.noise"},
-    {"cnnstudy.probes"},
-    {"cnnstudy.train", "cnnstudy.attacks", "cnnstudy.compress", "cnnstudy.engines"},
-    {"cnnstudy.hooks", "cnnstudy.defences"},
+    {"cnnstudy.probes", "cnnstudy.networks"},
+    {"cnnstudy.train", "cnnstudy.attacks", "cnnstudy.compress", "cnnstudy.engines", "cnnstudy.roofline", "cnnstudy.profiles"},
+    {"cnnstudy.hooks", "cnnstudy.defences", "cnnstudy.stopwatch", "cnnstudy.pilot"},
+    {"cnnstudy.blocks"},
 ]
 FOUNDATION = {
     "cnnstudy.config", "cnnstudy.stats", "cnnstudy.runtime", "cnnstudy.source", "cnnstudy.fetch", "cnnstudy.archives", "cnnstudy.load",
