@@ -102,6 +102,14 @@ class Project:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def second_page(self) -> None:
+        """Another page, which uses the attacks and measures other setups."""
+        ledger = (self.root / "data/claims/q99.yaml").read_text()
+        (self.root / "data/claims/q98.yaml").write_text(ledger.replace("q99", "q98"))
+        text = (self.root / "notebooks/q99_toy.ipynb").read_text().replace("q99", "q98").replace("Setup(n=n)", "Setup(n=n, page=98)")
+        (self.root / "notebooks/q98_toy.ipynb").write_text(text.replace("import random", "import random\\n\\nimport cnnstudy.attacks"))
+        self.ok("plan", "q98", "--write")
+
     @property
     def records(self) -> Path:
         return self.root / "data/records/toy-machine/q99.jsonl"

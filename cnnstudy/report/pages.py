@@ -19,6 +19,7 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 
 from cnnstudy.report import theme
+from cnnstudy.report.plan import PROFILES
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -202,7 +203,7 @@ def rules(entries: Sequence[Mapping[str, Any]]) -> str:
 
 def profiles(entries: Sequence[Mapping[str, Any]]) -> str:
     """Planned measurements by page and profile, and how many of them are recorded on some machine."""
-    names = list(dict.fromkeys(str(name) for e in entries for name in e["profiles"]))
+    names = [name for name in PROFILES if any(name in e["profiles"] for e in entries)]
     lines = [
         (
             str(e["question"]).upper(),
@@ -244,7 +245,8 @@ class _Part(Directive):
         return [nodes.raw("", text, format="html")]
 
 
-def _directive(source: str, render: Callable[[Any, Link, Mapping[str, str]], str]) -> type[Directive]:
+def directive(source: str, render: Callable[[Any, Link, Mapping[str, str]], str]) -> type[Directive]:
+    """A directive that shows what ``render`` makes of ``data/<source>.json``."""
     return type("Part", (_Part,), {"source": source, "render": staticmethod(render)})
 
 
@@ -261,11 +263,11 @@ def _count_role(name: str, rawtext: str, text: str, lineno: int, inliner: Any, o
 
 def register(app: Sphinx) -> None:
     """Add the directives and roles of this module."""
-    app.add_directive("verdict-tally", _directive("verdicts", lambda rows, link, _: tally(rows, link)))
-    app.add_directive("question-cards", _directive("verdicts", cards))
-    app.add_directive("verdict-board", _directive("verdicts", board))
-    app.add_directive("machine-table", _directive("machines", lambda entries, *_: machines(entries)))
-    app.add_directive("rule-table", _directive("rules", lambda entries, *_: rules(entries)))
-    app.add_directive("profile-table", _directive("plans", lambda entries, *_: profiles(entries)))
+    app.add_directive("verdict-tally", directive("verdicts", lambda rows, link, _: tally(rows, link)))
+    app.add_directive("question-cards", directive("verdicts", cards))
+    app.add_directive("verdict-board", directive("verdicts", board))
+    app.add_directive("machine-table", directive("machines", lambda entries, *_: machines(entries)))
+    app.add_directive("rule-table", directive("rules", lambda entries, *_: rules(entries)))
+    app.add_directive("profile-table", directive("plans", lambda entries, *_: profiles(entries)))
     app.add_role("outcome", _outcome_role)
     app.add_role("count", _count_role)

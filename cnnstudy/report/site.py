@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from cnnstudy.config import Refused, choose
-from cnnstudy.report import checks, evidence, pages, plan, theme
+from cnnstudy.report import checks, evidence, pages, plan, status, theme
 from cnnstudy.runtime import ROOT, machine_id
 
 CONFIGURATION = ("_config.yml", "_toc.yml")
@@ -112,6 +112,7 @@ def gather(toc: Path, machine: str = "reference") -> dict[str, Any]:
         "machines": machines,
         "rules": rule_entries(questions),
         "plans": plan_entries(questions),
+        "status": status.entries(questions, machine),
         "counts": counts,
     }
 
@@ -171,7 +172,7 @@ def fingerprint(mirror: Path) -> str:
     here = Path(__file__).parent
     shared = [mirror / name for name in CONFIGURATION] + sorted((mirror / "book" / "_static").rglob("*"))
     digest = hashlib.sha256("\n".join(_titles(mirror)).encode())
-    for path in [*shared, *(here / name for name in ("sphinxext.py", "pages.py"))]:
+    for path in [*shared, *(here / name for name in ("sphinxext.py", "pages.py", "overview.py"))]:
         if path.is_file():
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -25,7 +25,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
 
-from cnnstudy.report import pages
+from cnnstudy.report import overview, pages
 
 if TYPE_CHECKING:
     from myst_nb.core.render import MimeData, NbElementRenderer
@@ -222,7 +222,7 @@ def tidy_search_index(app: Sphinx, exception: Exception | None) -> None:
 def _environment_version() -> int:
     """A number that changes with this code, so that Sphinx reads all pages anew after an edit of it."""
     here = Path(__file__).parent
-    code = b"".join((here / name).read_bytes() for name in ("sphinxext.py", "pages.py", "theme.py"))
+    code = b"".join((here / name).read_bytes() for name in ("sphinxext.py", "pages.py", "overview.py", "theme.py"))
     return int.from_bytes(hashlib.sha256(code).digest()[:4], "big")
 
 
@@ -230,6 +230,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Sphinx's entry point."""
     app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_math_block, None))
     pages.register(app)
+    overview.register(app)
     app.add_js_file(None, body=FIRST_MODE, priority=100)
     app.connect("html-page-context", mend_page, priority=900)
     app.connect("builder-inited", forget_leftovers)

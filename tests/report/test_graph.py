@@ -101,18 +101,9 @@ def test_outputs_are_no_part_of_a_notebook_but_cells_are(project: Project, monke
     assert graph.cells_digest("q99") != before[0] and graph.cells_digest("q99", measuring=True) == before[1]
 
 
-def second_page(project: Project) -> None:
-    """Another page, which uses the attacks and measures other setups."""
-    ledger = (project.root / "data/claims/q99.yaml").read_text()
-    (project.root / "data/claims/q98.yaml").write_text(ledger.replace("q99", "q98"))
-    text = (project.root / "notebooks/q99_toy.ipynb").read_text().replace("q99", "q98").replace("Setup(n=n)", "Setup(n=n, page=98)")
-    (project.root / "notebooks/q98_toy.ipynb").write_text(text.replace("import random", "import random\\n\\nimport cnnstudy.attacks"))
-    project.ok("plan", "q98", "--write")
-
-
 @pytest.mark.slow
 def test_editing_a_module_runs_the_pages_that_use_it(project: Project, tmp_path: Path) -> None:
-    second_page(project)
+    project.second_page()
     code = tmp_path / "code"
     shutil.copytree(ROOT / "cnnstudy", code / "cnnstudy", ignore=shutil.ignore_patterns("__pycache__"))
     project.env["PYTHONPATH"] = str(code)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from conftest import Project
-from test_graph import second_page
 
 
 class Site:
@@ -51,7 +50,7 @@ class Site:
 
 @pytest.fixture
 def site(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    second_page(project)
+    project.second_page()
     made = Site(project, tmp_path_factory.mktemp("site"))
     yield made
     made.close()

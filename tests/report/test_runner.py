@@ -14,7 +14,6 @@ import pytest
 from conftest import Project
 
 from cnnstudy.report import runs
-from test_graph import second_page
 
 QUICK = ("run", "--profile", "quick", "--no-site")
 
@@ -86,7 +85,7 @@ def test_ctrl_c_ends_within_two_seconds_keeps_all_and_says_how_to_go_on(project:
 
 @pytest.mark.slow
 def test_a_page_that_hangs_or_whose_kernel_dies_does_not_stop_the_others(project: Project) -> None:
-    second_page(project)
+    project.second_page()
     other = project.root / "notebooks/q98_toy.ipynb"
     whole = other.read_text()
     other.write_text(whole.replace("import random", "import time\\ntime.sleep(60)\\nimport random"))

@@ -106,7 +106,7 @@ def repository(tmp_path: Path) -> Path:
     (root / "_toc.yml").write_text(
         "format: jb-book\nroot: book/intro\nparts:\n"
         "  - {caption: Training, chapters: [{file: notebooks/q33_x}, {file: notebooks/q42_y}]}\n"
-        "  - {caption: How we know, chapters: [{file: book/board}, {file: book/method}, {file: book/machines}, "
+        "  - {caption: How we know, chapters: [{file: book/board}, {file: book/status}, {file: book/method}, {file: book/machines}, "
         "{file: book/reproduce}, {file: book/references}]}\n"
     )
     (root / "notebooks").mkdir()
@@ -125,6 +125,17 @@ def repository(tmp_path: Path) -> Path:
     return root
 
 
+COUNT = {"expected": 4, "recorded": 3, "stale": 1, "vouched": 0, "failed": 0, "seconds": 1800.0}
+STATUS = {
+    "question": "q33", "profiles": {"quick": COUNT, "standard": COUNT, "full": COUNT}, "planned": COUNT,
+    "verdicts": {"refuted": 1, "untested": 1}, "last": "measure 30 min 00 s, 1.2 GiB", "failure": None,
+}  # fmt: skip
+LACKING = {
+    "claim": "q33.three", "question": "q33", "statement": "It is <so>.", "machine": "epyc-2core", "needs": "1 of training (standard)",
+    "seconds": 600.0,
+}  # fmt: skip
+
+
 def data() -> dict[str, Any]:
     rows = [r for r in ROWS if r["question"] == "q33"]
     counts = Counter(str(r["outcome"]) for r in rows)
@@ -133,6 +144,7 @@ def data() -> dict[str, Any]:
         "machines": [{"id": "epyc-2core", "cores": 2, "records": {"q33": 12}}],
         "rules": [{"name": "difference_above", "text": "a - b is more than `margin`.", "uses": 2}],
         "plans": [{"question": "q33", "profiles": {"quick": {"expected": 4, "recorded": 4}}}],
+        "status": {"machines": [{"id": "epyc-2core", "hours": 0.5, "pages": [STATUS]}], "lacking": [LACKING]},
         "counts": {"claims": 2, "questions": 1, "machines": 1, "records": 12, "judged": 1} | {o: counts[o] for o in theme.OUTCOME},
     }
 
@@ -189,6 +201,9 @@ def test_the_site_builds_twice_alike_and_shows_outputs_as_agreed(repository: Pat
     assert "\\u003c/script>" in page and "_static/vendor/vega.js" in page  # the chart's title cannot end the script
     assert first["_static/vendor/vega.js"] and "vega.js" not in first["notebooks/q42_y.html"].decode()
     assert b'href="../notebooks/q33_x.html#q33-two"' in first["book/board.html"]
+    status = first["book/status.html"].decode()
+    assert "3 of 4" in status and "measure 30 min 00 s, 1.2 GiB" in status and "1 of training (standard)" in status
+    assert '<a href="../notebooks/q33_x.html#q33-three">It is &lt;so&gt;.</a>' in status
     assert b"thebe" not in first["book/intro.html"]
     other = repository / "notebooks" / "q42_y.ipynb"
     text = other.read_text()
