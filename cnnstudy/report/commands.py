@@ -81,7 +81,8 @@ def plan(args: argparse.Namespace) -> int:
     _print_rows([{n: r[n] for n in ("question", "profile", "to_measure")} | {"time": _clock(r["seconds"])} for r in rows], False)
     known, unknown = [r["seconds"] for r in rows if r["seconds"] is not None], [r["question"] for r in rows if r["seconds"] is None]
     rest = f", not counting {', '.join(unknown)}: nothing like them was measured yet" if unknown else ""
-    print(f"in all {sum(r['to_measure'] for r in rows)} to measure, about {_clock(sum(known))} one after another{rest}")
+    if known:
+        print(f"in all {sum(r['to_measure'] for r in rows)} to measure, about {_clock(sum(known))} one after another{rest}")
     return 0
 
 
@@ -111,6 +112,9 @@ def _plan_minutes(args: argparse.Namespace, questions: Sequence[str]) -> int:
     if choice.later:
         claim, seconds = min(choice.later.items(), key=lambda one: one[1])
         print(f"{len(choice.later)} claims need more time; the next, {claim}, {_clock(seconds)} more")
+    for names, why in ((choice.unknown, "nothing like it was measured yet"), (choice.beyond, "not decidable on this machine")):
+        if names:
+            print(f"{len(names)} claims, {why}: {', '.join(names)}")
     return 0
 
 

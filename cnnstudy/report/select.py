@@ -72,7 +72,7 @@ def select(
     for profile in PROFILES[: PROFILES.index(needs) - 1 if PROFILES.index(needs) else None : -1]:
         entries = [(flats.of(e["setup"]), e) for e in plan[name].entries(profile)]
         _check_paths(condition, [flat for flat, _ in entries])
-        if chosen := _matching(condition, entries):
+        if chosen := matching(condition, entries):
             wanted[profile] = chosen
     if not wanted:
         return Selection(missing=missing(f"no profile from {needs} up measures this selection of {name}"))
@@ -161,7 +161,7 @@ def _above_floor(row: Row, experiment: Experiment, condition: Condition, floors:
     return replace(row, floor=max(values) * often)
 
 
-def _matching(
+def matching(
     condition: Condition, entries: Sequence[tuple[dict[str, Any], dict[str, Any]]]
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """The planned measurements that the condition is about; none if one of its groups is not planned at all."""
@@ -189,7 +189,7 @@ def _published(condition: Condition, experiment: Experiment) -> Selection:
     table = published.rows(str(experiment.table))
     entries = [(row, {"seed": 0}) for row in table]
     _check_paths(condition, table)
-    found = tuple(Row(row, 0, row, "published", "published") for row, _ in _matching(condition, entries))
+    found = tuple(Row(row, 0, row, "published", "published") for row, _ in matching(condition, entries))
     if not found:
         return Selection(missing=missing(f"no published figure in {experiment.table} matches"))
     return Selection(found, ("published",), ("published",))

@@ -19,7 +19,7 @@ from typing import Any
 from cnnstudy.config import digest, flatten
 from cnnstudy.report import claims, evidence, outcomes
 from cnnstudy.report import plan as plans
-from cnnstudy.report.select import _matching as matching
+from cnnstudy.report.select import matching as matching
 from cnnstudy.runtime import ROOT
 from cnnstudy.source import HOME
 

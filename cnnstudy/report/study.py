@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnnstudy.config import Refused, Setup, canonical, choose, flatten, grid, key
 from cnnstudy.load import Watch
-from cnnstudy.report import claims, evidence, plan
+from cnnstudy.report import claims, evidence, plan, vouch
 from cnnstudy.report.progress import Progress
 from cnnstudy.runtime import machine_id, provenance, seed_all
 from cnnstudy.source import code_digest, config_modules, modules_of, trial_digest
@@ -161,8 +161,11 @@ class Study:
         todo = [(s, seed) for s in call.setups for seed in call.seeds]
         keys = {(s, seed): key(call.experiment, s, seed, call.protocol) for s, seed in todo}
         there = evidence.find(keys.values(), machine)
-        again = bool(os.environ.get("CNNSTUDY_STALE"))
-        missing = [t for t in todo if keys[t] not in there or (again and there[keys[t]]["provenance"]["code"] != code[t[0]])]
+        missing = [t for t in todo if keys[t] not in there]
+        if os.environ.get("CNNSTUDY_STALE"):
+            vouched = vouch.read(machine)
+            made = {t: there[keys[t]]["provenance"].get("code") for t in todo if keys[t] in there}
+            missing += [t for t, by in made.items() if not vouch.current(call.experiment, config_modules(t[0]), by, code[t[0]], vouched)]
         if chosen := os.environ.get("CNNSTUDY_KEYS"):  # a file: the runner was asked for these measurements alone
             wanted = set(Path(chosen).read_text("utf-8").split())
             missing = [t for t in missing if keys[t] in wanted]

@@ -12,11 +12,19 @@ from torch import nn
 from cnnstudy.config import Refused, canonical
 from cnnstudy.models import (
     REGISTRY,
+    BottleneckConfig,
+    CounterfactualConfig,
+    DeepVggConfig,
     EfficientNetConfig,
     ImageNetConfig,
+    MobileNetV1Config,
     MobileNetV2Config,
     ResNetConfig,
+    ShuffleConfig,
+    ShuffleNetConfig,
+    StackConfig,
     VggConfig,
+    WideConfig,
     build,
 )
 
@@ -34,6 +42,68 @@ MOBILE += [(64, 64, 4), (64, 64, 4), (64, 96, 4), (96, 96, 4)]
 EFFICIENT = [(16, 16, 1, 3, 4), (16, 24, 4, 3, 4), (24, 24, 4, 3, 6), (24, 40, 4, 5, 6), (40, 40, 4, 5, 10)]
 EFFICIENT += [(40, 64, 4, 3, 10), (64, 64, 4, 3, 16), (64, 96, 4, 5, 16), (96, 96, 4, 5, 24)]
 STEM, LAST, HEAD = 3 * 16 * 9 + 2 * 16, 96 * 256 + 2 * 256, 256 * 10 + 10
+
+
+def bottlenecks(n: int, w: int, paths: int, each: int, projection: bool = True) -> int:
+    """Parameters of three stages of ``n`` bottlenecks, stem and head: each path's 3x3 has its own ``each`` channels."""
+    count, c_in = 27 * w + 2 * w, w
+    for d, c_out in ((each, 4 * w), (2 * each, 8 * w), (4 * each, 16 * w)):
+        count += n * (paths * (9 * d * d + d * c_out + 4 * d) + 2 * c_out) + paths * d * (c_in + (n - 1) * c_out)
+        count += (c_in * c_out + 2 * c_out) * projection
+        c_in = c_out
+    return count + c_in * 10 + 10
+
+
+def wide(n: int, k: int) -> int:
+    """Parameters of WRN-(6n+4)-k: two 3x3 a block, a norm before each, bare 1x1 where the width changes."""
+    count, c_in = 27 * 16, 16
+    for c in (16 * k, 32 * k, 64 * k):
+        count += 9 * c_in * c + (2 * n - 1) * 9 * c * c + 2 * (c_in + (2 * n - 1) * c) + (c_in * c if c_in != c else 0)
+        c_in = c
+    return count + 2 * c_in + c_in * 10 + 10
+
+
+def preact_bottlenecks(n: int, k: int) -> int:
+    """Parameters of pre-activation bottlenecks: 1x1, 3x3, 1x1, a norm before each, bare 1x1 where the width changes."""
+    count, c_in = 27 * 16, 16
+    for c in (16 * k, 32 * k, 64 * k):
+        for before in [c_in] + [4 * c] * (n - 1):
+            count += 2 * before + before * c + 2 * c + 9 * c * c + 2 * c + 4 * c * c
+        count, c_in = count + c_in * 4 * c, 4 * c
+    return count + 2 * c_in + c_in * 10 + 10
+
+
+def vgg_body(convs: int, norm: int, w: int = 1) -> int:
+    """Parameters of VGG's convolutions at 1/w of the width: 13 or 16 of them; a scale and a shift each, or a bias."""
+    more = (convs - 13) // 3  # one more in each of the last three blocks
+    pairs = [(3 * w, 64), (64, 64), (64, 128), (128, 128), (128, 256)] + [(256, 256)] * (2 + more)
+    pairs += [(256, 512)] + [(512, 512)] * (5 + 2 * more)
+    assert len(pairs) == convs
+    return sum(9 * (a // w) * (b // w) + norm * (b // w) for a, b in pairs)
+
+
+V1 = [(32, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512), *[(512, 512)] * 5, (512, 1024), (1024, 1024)]
+
+
+def mobilenet_v1(layers: list[tuple[int, int]], separable: bool = True) -> int:
+    def layer(a: int, b: int) -> int:
+        return 9 * a + 2 * a + a * b + 2 * b if separable else 9 * a * b + 2 * b
+
+    return 27 * layers[0][0] + 2 * layers[0][0] + sum(layer(a, b) for a, b in layers) + layers[-1][1] * 10 + 10
+
+
+def shuffle_net(g: int, channels: int, units: tuple[int, ...], stem: int = 24, classes: int = 10) -> int:
+    """Parameters of a ShuffleNet whose unit has a quarter of its channels inside."""
+    count, c_in = 27 * stem + 2 * stem, stem
+    for i, n in enumerate(units):
+        c = channels * 2**i
+        m = c // 4
+        inside = 2 * m + 9 * m + 2 * m  # a norm, the depthwise, its norm
+        count += c_in * m // (g if i else 1) + inside + m * (c - c_in) // g + 2 * (c - c_in)
+        count += (n - 1) * (2 * c * m // g + inside + 2 * c)
+        c_in = c
+    return count + c_in * classes + classes
+
 
 # config, parameters from somewhere else than this package
 CASES: list[tuple[Any, int]] = [
@@ -65,13 +135,47 @@ CASES: list[tuple[Any, int]] = [
     ),
     (EfficientNetConfig(), STEM + sum(inverted(*row) for row in EFFICIENT) + LAST + HEAD),
     (EfficientNetConfig(se=False), STEM + sum(inverted(*row[:4]) for row in EFFICIENT) + LAST + HEAD),
+    (BottleneckConfig(), bottlenecks(3, 16, 1, 16)),
+    (BottleneckConfig(20, 13, 1, 20), bottlenecks(2, 13, 1, 20)),
+    (BottleneckConfig(29, 16, 4, 6), bottlenecks(3, 16, 4, 6)),
+    (BottleneckConfig(11, 8, 16, 2, "A"), bottlenecks(1, 8, 16, 2, projection=False)),
+    # Zagoruyko & Komodakis 2016, table 5, prints 0.6, 2.2, 8.9, 11.0, 36.5 M (tests/models/test_wide.py)
+    (WideConfig(), wide(2, 2)),
+    (WideConfig(10, 1), wide(1, 1)),
+    (WideConfig(40, 1), wide(6, 1)),
+    (WideConfig(20, 2, bottleneck=True), preact_bottlenecks(2, 2)),
+    (DeepVggConfig(width=0.25), vgg_body(13, 2, 4) + 1_290),
+    (DeepVggConfig(19, 0.25, norm="none"), vgg_body(16, 1, 4) + 1_290),
+    (DeepVggConfig(16, 0.125, head="fc"), vgg_body(13, 2, 8) + 64 * 512 + 512 + 512 * 512 + 512 + 5_130),
+    (DeepVggConfig(16, 0.125, head="fc", last_pool=False), vgg_body(13, 2, 8) + 256 * 512 + 512 + 512 * 512 + 512 + 5_130),
+    (DeepVggConfig(width=0.125, last_pool=False), vgg_body(13, 2, 8) + 650),
+    # the stem, then 9 (27) or 49 C^2 weights in each of three stages, two norm parameters per channel and layer
+    (StackConfig(), 27 * 16 + 32 + 3 * (27 * 16 * 16 + 6 * 16) + 170),
+    (StackConfig("7"), 27 * 16 + 32 + 3 * (49 * 16 * 16 + 2 * 16) + 170),
+    (StackConfig("3-3", 8, inner_act=False), 27 * 8 + 16 + 3 * (18 * 64 + 32) + 90),
+    (
+        StackConfig("11/5/3-3-3", 8, growth=2, stem=False),
+        121 * 3 * 8 + 16 + 25 * 8 * 16 + 32 + 9 * (16 * 32 + 2 * 32 * 32) + 6 * 32 + 330,
+    ),
+    (MobileNetV1Config(), mobilenet_v1(V1)),
+    (MobileNetV1Config(0.25), mobilenet_v1([(a // 4, b // 4) for a, b in V1])),
+    (MobileNetV1Config(0.25, separable=False), mobilenet_v1([(a // 4, b // 4) for a, b in V1], separable=False)),
+    (MobileNetV1Config(0.5, blocks=(1, 1, 1, 2, 1)), mobilenet_v1([(16, 32), (32, 64), (64, 128), (128, 256), (256, 256), (256, 512)])),
+    (ShuffleConfig(), shuffle_net(4, 256, (2, 4, 2))),
+    *((ShuffleConfig(8, mix, channels=128), shuffle_net(8, 128, (2, 4, 2))) for mix in ("shuffle", "none", "random")),
+    (ShuffleConfig(1, "none", 64, (1, 2, 1)), shuffle_net(1, 64, (1, 2, 1))),
+    (ShuffleNetConfig(), shuffle_net(3, 240, (4, 8, 4), classes=1000)),
+    (ShuffleNetConfig(8, 0.5, "none"), shuffle_net(8, 192, (4, 8, 4), stem=16, classes=1000)),
+    (CounterfactualConfig("resnet50", cardinality=32, path_width=4), 25_028_904),  # resnext50_32x4d
+    (CounterfactualConfig("mobilenetv2_100", width=0.5), 1_968_680),  # timm's mobilenetv2_050
     # torchvision's documentation, num_params of each model
     (ImageNetConfig("resnet18"), 11_689_512),
     (ImageNetConfig("mobilenetv2_100"), 3_504_872),
     (ImageNetConfig("mobilenetv3_large_100"), 5_483_032),
     (ImageNetConfig("efficientnet_b0"), 5_288_548),
 ]
-SMALL = [(cfg, params) for cfg, params in CASES if not isinstance(cfg, ImageNetConfig)]
+LARGE = (ImageNetConfig, CounterfactualConfig, ShuffleNetConfig)  # for ImageNet
+SMALL = [(cfg, params) for cfg, params in CASES if not isinstance(cfg, LARGE)]
 
 
 def name(value: Any) -> str:
@@ -88,7 +192,7 @@ def made(cfg: Any, seed: int = 0) -> nn.Module:
 
 
 def images(cfg: Any, n: int = 3) -> torch.Tensor:
-    size = 64 if isinstance(cfg, ImageNetConfig) else 32
+    size = 64 if isinstance(cfg, LARGE) else 32
     return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
@@ -144,7 +248,7 @@ def zero_gradients(cfg: Any) -> list[str]:
     return [n for n, p in model.named_parameters() if not p.grad.any()]
 
 
-@pytest.mark.parametrize("cfg", [ResNetConfig(), VggConfig(), MobileNetV2Config(), EfficientNetConfig()], ids=name)
+@pytest.mark.parametrize("cfg", [family() for family in REGISTRY if family not in LARGE], ids=name)
 def test_gradients_are_not_zero(cfg: Any) -> None:
     assert zero_gradients(cfg) == []
 
@@ -171,6 +275,32 @@ def test_zero_branch_silences_all_but_the_last_norm() -> None:
         (VggConfig, {"classes": 0}, "classes 0"),
         (MobileNetV2Config, {"width": -1.0}, "width -1"),
         (EfficientNetConfig, {"act": "swish"}, "unknown act 'swish'"),
+        (BottleneckConfig, {"depth": 50}, "depth 50 .*9n \\+ 2"),
+        (BottleneckConfig, {"depth": 2}, "depth 2 "),
+        (BottleneckConfig, {"cardinality": 0}, "cardinality 0 must"),
+        (BottleneckConfig, {"path_width": 0}, "path_width 0 must"),
+        (BottleneckConfig, {"shortcut": "C"}, "unknown shortcut"),
+        (WideConfig, {"depth": 20}, "depth 20 .*6n \\+ 4"),
+        (WideConfig, {"depth": 28, "bottleneck": True}, "depth 28 .*9n \\+ 2"),
+        (WideConfig, {"k": 0}, "k 0 "),
+        (DeepVggConfig, {"depth": 15}, "depth of a VGG 15; valid: 11, 13, 16, 19"),
+        (DeepVggConfig, {"head": "flat"}, "unknown head 'flat'.*gap, fc"),
+        (DeepVggConfig, {"width": 0.0}, "width 0.0"),
+        (StackConfig, {"kernels": "3-4"}, "kernels '3-4' are not valid; odd"),
+        (StackConfig, {"kernels": "3/3"}, "kernels '3/3' are not valid.*for 3"),
+        (StackConfig, {"kernels": ""}, "kernels '' are not"),
+        (StackConfig, {"kernels": "7x7"}, "kernels '7x7' are not"),
+        (StackConfig, {"growth": 0}, "growth 0"),
+        (MobileNetV1Config, {"blocks": (1, 2, 2)}, "blocks .1, 2, 2. are not valid; 5 numbers"),
+        (MobileNetV1Config, {"blocks": (1, 2, 2, 0, 1)}, "5 numbers of at least 1"),
+        (MobileNetV1Config, {"width": 0.0}, "width 0.0"),
+        (ShuffleConfig, {"mix": "transpose"}, "unknown mix 'transpose'; valid: shuffle, none, random"),
+        (ShuffleConfig, {"groups": 5}, "groups 5 .*valid: 1, 2, 3, 4, 6, 8, 12, 24"),
+        (ShuffleConfig, {"groups": 8, "channels": 200}, "channels 200 .*multiples of 32 above 24 .192, 224"),
+        (ShuffleConfig, {"groups": 2, "channels": 16}, "channels 16 .*multiples of 8 above 24 .32, 40"),
+        (ShuffleConfig, {"blocks": (2, 4)}, "blocks .2, 4. are not valid; 3 numbers"),
+        (ShuffleNetConfig, {"groups": 5}, "unknown groups 5; valid: 1, 2, 3, 4, 8"),
+        (ShuffleNetConfig, {"width": 0}, "width 0 must"),
     ],
 )
 def test_refuses_in_one_line(config: Any, fields: dict[str, Any], message: str) -> None:
