@@ -70,7 +70,8 @@ def test_another_process_is_kept_out_and_death_lets_go(tmp_path: Path) -> None:
 
 def test_one_runner_in_a_checkout() -> None:
     with locks.checkout("run"):
-        with pytest.raises(Refused, match=r"another run holds this checkout \(process \d+, since \d\d:\d\d: cnnstudy"), locks.checkout("run"):
+        words = r"another run holds this checkout \(process \d+, since \d\d:\d\d: cnnstudy"
+        with pytest.raises(Refused, match=words), locks.checkout("run"):
             pass
         with locks.checkout("draw"):
             pass
