@@ -18,9 +18,11 @@ The map of rooms.  Imports go strictly downwards; the two halves never import ea
         evidence, runs, plan, published, frontier  records, the diary, what is expected, figures from papers
 
     bench    (torch; never questions)
-        hooks, defences                          look on or step in while a network learns
+        blocks, sitting > stopwatch              layers and networks timed in one sitting, with any engine
+        pilot, hooks, defences                   a rate for each network; look on or step in while it learns
         train, attacks, compress, engines        recipes and tasks; FGSM, PGD, Square; INT8; what runs a network
-        probes                                   costs, gradients, Jacobians, anatomy; taps registers all hooks
+        profiles, roofline                       what the zoo costs; what this machine can do at most
+        probes                                   costs, memory, fields, gradients, Jacobians, ...; taps registers all hooks
         models > layers                          small networks for 32 x 32; timm's for ImageNet, and edits of them
         noise > timing                           the clock, and how far this machine can trust it
         data, weights

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,14 @@ def _cell(text: str, kind: str, where: str) -> Any:
     return text
 
 
+def columns_of(name: str) -> dict[str, str]:
+    """The columns of a table; ``q07_imagenet`` is a page's own table with the columns of ``imagenet``."""
+    return TABLES[name if name in TABLES else choose("published table", re.sub(r"^q\d\d_", "", name), TABLES)]
+
+
 @cache
 def _read(path: Path, name: str) -> tuple[PublishedRow, ...]:
-    columns = TABLES[name]
+    columns = columns_of(name)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -111,5 +117,5 @@ def rows(name: str, root: Path | None = None) -> list[PublishedRow]:
     Units: accuracies and errors in percent, ``params_m`` in millions, ``gmacs`` in 10^9 multiply-adds,
     ``eps_255`` in 1/255, ``resolution`` in pixels.  Raises Refused for an unknown table, wrong columns or a bad cell.
     """
-    choose("published table", name, TABLES)
+    columns_of(name)
     return [dict(row) for row in _read((root or ROOT / "data" / "published") / f"{name}.csv", name)]
