@@ -51,6 +51,17 @@ TABLES: dict[str, dict[str, str]] = {
         "claim": "str", "attack": "str", "undistilled": "float?", "distilled": "float", "unit": "str",
         "dataset": "str?", **_DATE, **_TAIL,
     },
+    "q17_mobilenets": {
+        "model": "str", "family": "str", "form": "str", "alpha": "float", "resolution": "int", "top1": "float",
+        "mmacs": "float", "params_m": "float", "recipe": "str", **_DATE, **_TAIL,
+    },
+    "q17_multipliers": {
+        "network": "str", "family": "str", "alpha": "float", "published_by": "str", "named": "bool", **_DATE, **_TAIL,
+    },
+    "q17_width_knobs": {
+        "work": "str", "kind": "str", "knob": "str", "one_factor": "bool", "for_smaller": "bool", "earlier": "bool",
+        "what": "str", **_DATE, **_TAIL,
+    },
     "architectures": {"family": "str", "name": "str", "kind": "str", **_DATE, "arxiv": "str?", **_TAIL},
     "citations": {
         "key": "str", "authors": "str", "title": "str", "year": "int", "venue": "str", "arxiv": "str?",

@@ -24,6 +24,9 @@ IDENTITY = {
     "procedures": ("procedure",),
     "studies_2018": ("study", "claim"),
     "defensive_distillation": ("claim", "attack"),
+    "q17_mobilenets": ("model", "recipe", "resolution"),
+    "q17_multipliers": ("network", "alpha", "published_by"),
+    "q17_width_knobs": ("work",),
     "architectures": ("family",),
     "citations": ("key",),
 }
