@@ -64,7 +64,7 @@ def book(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The unit tests: package, layering, ledger, notebooks."""
     run = shared(session)
-    run("pytest", "-q", *session.posargs)
+    run("pytest", "-q", "-n", "2", "--dist", "loadfile", *session.posargs)
 
 
 @nox.session
