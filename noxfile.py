@@ -64,7 +64,8 @@ def book(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The unit tests: package, layering, ledger, notebooks."""
     run = shared(session)
-    run("pytest", "-q", "-n", "2", "--dist", "loadfile", *session.posargs)
+    # a thread each: two pools of threads on the same cores wait for each other most of the time
+    run("pytest", "-q", "-n", "2", "--dist", "loadfile", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
