@@ -246,7 +246,8 @@ def test_a_server_that_dies_takes_its_children_along_and_is_done_without(
 def test_nothing_outlives_the_caller(folder: Path, tmp_path: Path, end: signal.Signals | None) -> None:
     """Nor does it when another process holds a copy of the caller's end; None: server killed, caller unable to react."""
     code = f"""
-        import os, time
+        import os, signal, time
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background inherits that it is ignored
         from pathlib import Path
         from cnnstudy.report import warm
         warm.PRELOAD = ("json",)
