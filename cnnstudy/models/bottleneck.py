@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from cnnstudy.config import Refused, choose
-from cnnstudy.layers import NORM, SHORTCUT, Normalize, conv, init_weights, shortcut
+from cnnstudy.layers import NORM, SHORTCUT, conv, shortcut
+from cnnstudy.models.pooled import Pooled
 
 OUTER = 4  # a block puts out four times the channels that a plain bottleneck has inside: figure 5 of the ResNet paper
 
@@ -75,15 +76,13 @@ def divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-class Bottlenecks(nn.Module):
+class Bottlenecks(Pooled):
     """``forward``: (N, 3, H, W) in [0, 1] -> logits (N, classes); ``features``: -> (N, 16 width)."""
 
     def __init__(self, cfg: BottleneckConfig) -> None:
         super().__init__()
         w, n = cfg.width, (cfg.depth - 2) // 9
-        self.normalize = Normalize()
         self.stem = nn.Sequential(OrderedDict(conv=conv(3, w), norm=NORM["batch"](w), act=nn.ReLU()))
-        self.stages = nn.Sequential()
         c_in = w
         for times, first_stride in [(1, 1), (2, 2), (4, 2)]:
             c_out, inner = OUTER * w * times, cfg.cardinality * cfg.path_width * times
@@ -92,20 +91,11 @@ class Bottlenecks(nn.Module):
                 stage.append(Bottleneck(c_in, c_out, inner, stride, cfg.cardinality, kind=cfg.shortcut))
                 c_in = c_out
             self.stages.append(stage)
-        self.head = nn.Linear(c_in, cfg.classes)
-        nn.init.zeros_(self.head.bias)
-        init_weights(self, "he")
+        self.classify(c_in, cfg.classes)
 
     def blocks(self) -> list[Bottleneck]:
         """All blocks from input to output."""
         return [module for module in self.stages.modules() if isinstance(module, Bottleneck)]
-
-    def features(self, x: Tensor) -> Tensor:
-        """Globally averaged maps of the last stage: (N, 16 width)."""
-        return self.stages(self.stem(self.normalize(x))).mean((2, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
 
 
 class Paths(nn.Module):

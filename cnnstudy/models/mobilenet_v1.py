@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from cnnstudy.config import Refused
-from cnnstudy.layers import Normalize, conv, init_weights, scaled_width
+from cnnstudy.layers import conv, scaled_width
+from cnnstudy.models.pooled import Pooled
 
 STEM = 32
 STAGES = ((64, 1), (128, 2), (256, 2), (512, 2), (1024, 2))  # channels, stride of the first layer; the second paper's c, s
@@ -45,15 +46,13 @@ def layer(c_in: int, c_out: int, stride: int = 1, separable: bool = True) -> nn.
     return nn.Sequential(*depthwise, conv(c_in, c_out, 1), nn.BatchNorm2d(c_out), nn.ReLU())
 
 
-class MobileNetV1(nn.Module):
+class MobileNetV1(Pooled):
     """``forward``: (N, 3, H, W) in [0, 1] -> logits (N, classes); ``features``: -> (N, 1024 width)."""
 
     def __init__(self, cfg: MobileNetV1Config) -> None:
         super().__init__()
-        self.normalize = Normalize()
         c_in = scaled_width(STEM, cfg.width)
         self.stem = layer(3, c_in, separable=False)
-        self.stages = nn.Sequential()
         for (channels, first_stride), blocks in zip(STAGES, cfg.blocks, strict=True):
             c_out = scaled_width(channels, cfg.width)
             stage = nn.Sequential()
@@ -61,13 +60,4 @@ class MobileNetV1(nn.Module):
                 stage.append(layer(c_in, c_out, stride, cfg.separable))
                 c_in = c_out
             self.stages.append(stage)
-        self.head = nn.Linear(c_in, cfg.classes)
-        nn.init.zeros_(self.head.bias)
-        init_weights(self, "he")
-
-    def features(self, x: Tensor) -> Tensor:
-        """Globally averaged maps of the last stage: (N, 1024 width)."""
-        return self.stages(self.stem(self.normalize(x))).mean((2, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+        self.classify(c_in, cfg.classes)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnstudy.config import Refused, choose
-from cnnstudy.layers import Normalize, conv, init_weights
+from cnnstudy.layers import conv, init_weights
+from cnnstudy.models.pooled import Pooled
 
 STEM = 24
 # table 1 of the paper: channels that the first stage puts out, by number of groups; each further stage has twice as many
@@ -153,7 +154,7 @@ class ShuffleConfig:
             )
 
 
-class ShuffleMini(nn.Module):
+class ShuffleMini(Pooled):
     """``forward``: (N, 3, H, W) in [0, 1] -> logits (N, classes); ``features``: -> (N, 4 channels).
 
     Against the paper's network: the stem keeps the resolution and no pooling follows it, so that the stages work on 16, 8 and 4 pixels.
@@ -161,19 +162,9 @@ class ShuffleMini(nn.Module):
 
     def __init__(self, cfg: ShuffleConfig) -> None:
         super().__init__()
-        self.normalize = Normalize()
         self.stem = nn.Sequential(conv(3, STEM), nn.BatchNorm2d(STEM), nn.ReLU())
         self.stages = stages(STEM, cfg.channels, cfg.blocks, cfg.groups, cfg.mix)
-        self.head = nn.Linear(4 * cfg.channels, cfg.classes)
-        nn.init.zeros_(self.head.bias)
-        init_weights(self, "he")
-
-    def features(self, x: Tensor) -> Tensor:
-        """Globally averaged maps of the last stage: (N, 4 channels)."""
-        return self.stages(self.stem(self.normalize(x))).mean((2, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+        self.classify(4 * cfg.channels, cfg.classes)
 
 
 # For 224 x 224 -------------------------------------------------------------------------------------------------------

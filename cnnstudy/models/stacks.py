@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from cnnstudy.config import Refused
-from cnnstudy.layers import Normalize, conv, init_weights
+from cnnstudy.layers import conv
+from cnnstudy.models.pooled import Pooled
 
 STAGES = 3
 
@@ -53,31 +54,21 @@ class StackConfig:
         return sizes
 
 
-class Stacks(nn.Module):
+class Stacks(Pooled):
     """``forward``: (N, 3, H, W) in [0, 1] -> logits (N, classes); ``features``: -> (N, width growth^2)."""
 
     def __init__(self, cfg: StackConfig) -> None:
         super().__init__()
-        self.normalize = Normalize()
         c_in = cfg.width if cfg.stem else 3
-        self.stem = stack([3], 3, cfg.width) if cfg.stem else nn.Identity()
-        self.stages = nn.Sequential()
+        if cfg.stem:
+            self.stem = stack([3], 3, cfg.width)
         for i, sizes in enumerate(cfg.sizes()):
             c_out = cfg.width * cfg.growth**i
             stage = stack(sizes, c_in, c_out, cfg.inner_act)
             stage.add_module("pool", nn.MaxPool2d(2))
             self.stages.append(stage)
             c_in = c_out
-        self.head = nn.Linear(c_in, cfg.classes)
-        nn.init.zeros_(self.head.bias)
-        init_weights(self, "he")
-
-    def features(self, x: Tensor) -> Tensor:
-        """Globally averaged maps of the last stage."""
-        return self.stages(self.stem(self.normalize(x))).mean((2, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+        self.classify(c_in, cfg.classes)
 
 
 def stack(sizes: list[int], c_in: int, c_out: int, inner_act: bool = True, norm: bool = True) -> nn.Sequential:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from cnnstudy.config import Refused
-from cnnstudy.layers import Normalize, conv, init_weights
+from cnnstudy.layers import conv
+from cnnstudy.models.pooled import Pooled
 
 STEM, CHANNELS = 16, (16, 32, 64)
 
@@ -64,15 +65,13 @@ class PreactBlock(nn.Module):
         return self.branch(y) + (x if self.shortcut is None else self.shortcut(y))
 
 
-class Wide(nn.Module):
+class Wide(Pooled):
     """``forward``: (N, 3, H, W) in [0, 1] -> logits (N, classes); ``features``: -> (N, 64 k), with bottlenecks (N, 256 k)."""
 
     def __init__(self, cfg: WideConfig) -> None:
         super().__init__()
         blocks = (cfg.depth - 2) // 9 if cfg.bottleneck else (cfg.depth - 4) // 6
-        self.normalize = Normalize()
         self.stem = nn.Sequential(OrderedDict(conv=conv(3, STEM)))
-        self.stages = nn.Sequential()
         c_in = STEM
         for channels, first_stride in zip(CHANNELS, (1, 2, 2), strict=True):
             inner = channels * cfg.k
@@ -83,17 +82,12 @@ class Wide(nn.Module):
                 c_in = c_out
             self.stages.append(stage)
         self.final = nn.Sequential(nn.BatchNorm2d(c_in), nn.ReLU())
-        self.head = nn.Linear(c_in, cfg.classes)
-        nn.init.zeros_(self.head.bias)
-        init_weights(self, "he")
+        self.classify(c_in, cfg.classes)
 
     def blocks(self) -> list[PreactBlock]:
         """All blocks from input to output."""
         return [module for module in self.stages.modules() if isinstance(module, PreactBlock)]
 
-    def features(self, x: Tensor) -> Tensor:
-        """Globally averaged maps of the last stage: (N, 64 k) or (N, 256 k)."""
-        return self.final(self.stages(self.stem(self.normalize(x)))).mean((2, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+    def maps(self, x: Tensor) -> Tensor:
+        """The last sum, normalised and cut off at zero: (N, 64 k or 256 k, h, w)."""
+        return self.final(super().maps(x))
