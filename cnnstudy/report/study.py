@@ -209,20 +209,17 @@ class Study:
     def frame(self, experiment: str) -> pd.DataFrame:
         """The records of an experiment: setup (dotted columns), seed, metrics, ``machine``, ``profile``, ``failed``.
 
-        Recorded: those of the highest profile that has any, on the machine that has most of them.
+        Recorded: those of the highest profile that has any which lower ones have not, on the machine that has most of them.
         """
         if experiment not in self._frames:
             if experiment not in self.plan:
                 raise Refused(f"{self.question} has no plan for {experiment!r}; make it with: cnnstudy plan {self.question} --write")
-            frame = self._read(self.plan[experiment].entries("standard"), "", "")
-            seen: list[list[dict[str, Any]]] = []
+            frame = self._read(self.plan[experiment].entries("standard"), "", "")  # empty: no machine has no name
             for profile in [self.profile] if self.measures else plan.PROFILES:
                 entries = self.plan[experiment].entries(profile)
-                if entries in seen:  # where profiles plan the same, the least of them is named
-                    continue
-                seen.append(entries)
-                found = [self._read(entries, machine, profile) for machine in self.machines]
-                frame = max([f for f in found if len(f)], key=len, default=frame)
+                found = max((self._read(entries, machine, profile) for machine in self.machines), key=len, default=frame)
+                if not set(found["key"]) <= set(frame["key"]):
+                    frame = found
             self._frames[experiment] = frame
         return self._frames[experiment]
 

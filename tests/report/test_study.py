@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,24 @@ def test_recorded_measures_nothing(toy: Path) -> None:
     Study("q99", "quick").measure("squares", SETUPS, square)
     with pytest.raises(Refused, match="no plan"):
         Study("q99").measure("squares", SETUPS, square)
+
+
+@pytest.mark.parametrize(
+    ("measured", "shown", "profile"),
+    [([], 0, None), ([1], 1, "quick"), ([1, 2], 2, "standard"), ([1, 2, 3], 3, "full"), ([2], 1, "standard"), ([1, 3], 2, "full")],
+)
+def test_what_is_drawn_is_named_by_the_least_profile_that_plans_it(
+    toy: Path, measured: list[int], shown: int, profile: str | None
+) -> None:
+    setups = [{"n": n} for n in (1, 2, 3)]
+    plans = {"quick": [[0, [0]]], "standard": [[0, [0]], [1, [0]]], "full": [[0, [0]], [1, [0]], [2, [0]]]}
+    body = {"protocol": 1, "trial": "0", "modules": [], "kinds": {}, "setups": setups, "profiles": plans}
+    (toy / "data/plans").mkdir()
+    (toy / "data/plans/q99.json").write_text(json.dumps({"question": "q99", "experiments": {"squares": body}}))
+    if measured:
+        Study("q99", "full").measure("squares", [Setup(n=n) for n in measured], square)
+    frame = Study("q99", machine="this").frame("squares")
+    assert len(frame) == shown and set(frame["profile"]) == ({profile} if profile else set())
 
 
 def test_not_finite_numbers_become_null(toy: Path) -> None:
