@@ -6,16 +6,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-LEDGER = """\
+if TYPE_CHECKING:
+    from toyhouse import House
+
+HEAD = """\
 question: q99
 slug: toy
 title: A toy question
 part: Toys
+"""
+LEDGER = HEAD + """\
 profiles:
   quick: {numbers: [1, 2, 3], seeds: [0, 1], pause: 0.0}
   standard: {numbers: [1, 2, 3, 4], seeds: [0, 1, 2], pause: 0.0}
@@ -124,6 +130,19 @@ def toy_plan(tmp_path_factory: pytest.TempPathFactory) -> str:
     made = Project(tmp_path_factory.mktemp("toy"))
     made.ok("plan", "--write")
     return (made.root / "data/plans/q99.json").read_text()
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    """A toy house with one page, q91, for tests that need no notebook."""
+    from toyhouse import House
+
+    from cnnstudy.runtime import machine_id
+
+    made = House(tmp_path, monkeypatch)
+    made.page("q91")
+    yield made
+    machine_id.cache_clear()
 
 
 @pytest.fixture

@@ -120,6 +120,7 @@ def test_a_rule_changed_after_records_exist_is_shown(project: Project) -> None:
         (["compare", "enigma"], ["unknown machine 'enigma'"]),
         (["merge", "none.zip"], ["none.zip", "no such file"]),
         (["run", "--minutes", "0"], ["--minutes 0", "more than 0"]),
+        (["run", "--minutes", "nan"], ["--minutes nan", "more than 0"]),
         (["run", "--minutes", "5", "--stale"], ["--minutes", "--stale"]),
         (["run", "--jobs", "0"], ["--jobs 0", "at least one"]),
         (["vouch", "--from", "nowhere"], ["nowhere"]),

@@ -78,8 +78,7 @@ def test_everything_imported_is_declared() -> None:
         "jupyter-book": "jupyter_book",
     }
     declared = {import_names.get(n, n.replace("-", "_")) for n in pypi()} | {"cnnstudy"}
-    allowed = {"IPython", "traitlets", "jupyter_client", "nbclient", "sphinx", "docutils", "myst_nb", "attrs"}  # come with ipykernel,
-    # papermill, jupyter-book and pytask, whose parts they are
+    allowed = {"IPython", "traitlets", "sphinx", "docutils", "myst_nb"}  # come with ipykernel and jupyter-book, whose parts they are
     for path in (ROOT / "cnnstudy").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             names = (

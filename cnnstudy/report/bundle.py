@@ -259,9 +259,10 @@ def merge(source: Path | bytes, root: Path | None = None) -> Summary:
         for one, content in arrays.items():
             (folder / "arrays").mkdir(exist_ok=True)
             _replace(folder / "arrays" / f"{one}.npz", content)
-        questions = {id(line): question for question, lines in bundle.lines.items() for line in lines}
-        for line in news.new:
-            evidence.write_line(folder / f"{questions[id(line)]}.jsonl", line)
+        added = {id(line) for line in news.new}
+        for question, lines in bundle.lines.items():
+            if mine := [line for line in lines if id(line) in added]:
+                evidence.write_line(folder / f"{question}.jsonl", *mine)
     return Summary(bundle.machine, **_counts(news.new, len(arrays)), known=news.known, older=news.older)
 
 

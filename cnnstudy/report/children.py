@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -28,22 +27,16 @@ class Stopped(PageFailed):
     """The user stopped the run."""
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a child ended: ``seconds`` of wall clock and the most memory (MiB) that it held (None where the system does not tell)."""
-
-    seconds: float
-    peak_mib: int | None
-
-
 stopping = threading.Event()
 
 
 def run(
     module: str, arguments: Sequence[str], log: Path, timeout: float, threads: int,
     env: Mapping[str, str] | None = None, on_tick: Callable[[], None] = lambda: None, fresh: bool = False,
-) -> Ended:  # fmt: skip
+) -> int | None:  # fmt: skip
     """Run ``python -m module *arguments`` in a session of its own, its output in ``log``; a fork of a warm server unless ``fresh``.
+
+    Returns the most memory (MiB) that it held; None where the system does not tell.
 
     Raises PageFailed when it fails or passes ``timeout`` seconds (all that it started is ended), Stopped when the run is stopped.
     """
@@ -63,7 +56,7 @@ def run(
         child.kill()
     if child.returncode:
         raise PageFailed(_why(log, child.returncode))
-    return Ended(time.monotonic() - started, child.peak_mib)
+    return child.peak_mib
 
 
 def _why(log: Path, code: int) -> str:

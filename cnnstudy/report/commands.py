@@ -96,7 +96,7 @@ def _choice(args: argparse.Namespace, questions: Sequence[str]) -> Any:
     """The measurements that decide most claims in --minutes."""
     from cnnstudy.report import choosing
 
-    if args.minutes <= 0:
+    if not args.minutes > 0:  # nor what is no number
         raise Refused(f"--minutes {args.minutes:g}: expected more than 0")
     return choosing.choose_within(args.minutes, questions, args.profile or "standard")
 
@@ -128,6 +128,9 @@ def run(args: argparse.Namespace) -> int:
     if args.failed:
         before = runner.last_states()
         questions = [q for q in questions if before.get(q, "done") != "done"]
+        if not questions:
+            print("nothing to do: " + ("no page asked for failed in the last run" if before else "no run of this checkout came before"))
+            return 0
     if args.only and not args.measure_only:
         raise Refused("--only goes with --measure-only: a page is drawn from all of its experiments")
     if args.minutes is not None and (args.set or args.stale or args.only):
@@ -146,9 +149,24 @@ def run(args: argparse.Namespace) -> int:
         states = [_run(one, args.scheduler, drawing) for one in runners]
         if children.stopping.is_set():
             raise KeyboardInterrupt
-        if drawing and not args.no_site:
-            print(f"site: {runner.publish()}: _build/site/index.html")
-    return int(any(state != "done" for one in states for state in one.values()))
+        published = args.no_site or not drawing or _publish()
+    return int(not published or any(state != "done" for one in states for state in one.values()))
+
+
+def _publish() -> bool:
+    """Build the site, and say how that went; whether it went well."""
+    from cnnstudy.report import children, runner
+
+    try:
+        print(f"site: {runner.publish()}: _build/site/index.html")
+    except children.Stopped:
+        pass
+    except children.PageFailed as failure:
+        print(f"site: failed: {failure}")
+        return False
+    if children.stopping.is_set():
+        raise KeyboardInterrupt
+    return True
 
 
 def _run(one: Any, scheduler: str | None, drawing: bool) -> dict[str, str]:

@@ -19,7 +19,7 @@ from cnnstudy import stats
 from cnnstudy.config import Refused, choose, digest
 from cnnstudy.report import claims, evidence, plan, verdicts
 from cnnstudy.report.claims import Ledger
-from cnnstudy.report.rows import same
+from cnnstudy.report.rows import leaves, same
 from cnnstudy.report.wording import bare, of
 from cnnstudy.runtime import ROOT, machine_id
 
@@ -59,12 +59,12 @@ class Side:
         groups: dict[str, list[dict[str, Any]]] = {}
         for machine, those in self.records.items():
             for r in those:
-                groups.setdefault(_group(machine, r), []).append(_leaves(r["metrics"]))
+                groups.setdefault(_group(machine, r), []).append(leaves(r["metrics"]))
         return groups
 
     def seeds(self, key: str, metric: str) -> list[float]:
         """What this side found for a metric over all seeds of a record's setup, on the record's machine."""
-        return [leaves[metric] for leaves in self._groups[_group(*self.by_key[key])] if _is_number(leaves.get(metric))]
+        return [found[metric] for found in self._groups[_group(*self.by_key[key])] if _is_number(found.get(metric))]
 
 
 def _group(machine: str, record: Record) -> str:
@@ -140,15 +140,10 @@ def compare(
     ``root``: the store (default: the usual one); ``book``: where "reference" is read (default: the checkout's data/records).
     Raises Refused, naming the valid ones, for unknown machines and questions, and where both sides are the same records.
     """
-    left, right = _sides(a, b, root or evidence.store_root(), book or ROOT / "data" / "records")
+    left, right = sides(a, b, root or evidence.store_root(), book or ROOT / "data" / "records")
     ledgers = [claims.load(q) for q in questions or claims.questions()]
-    kinds = {(le.question, name): e.kind for le in ledgers for name, e in le.experiments.items()}
-    common = [(left.by_key[k][1], right.by_key[k][1]) for k in left.by_key if k in right.by_key]
-    of_kind: dict[str, list[tuple[Record, Record]]] = {}
-    for one, other in common:
-        of_kind.setdefault(kinds.get((one["question"], one["experiment"]), "unknown"), []).append((one, other))
-    exact = of_kind.get("exact", [])
-    found = _Exact(left, right)
+    of_kind = by_kind(left, right, ledgers)
+    exact, found = of_kind.get("exact", []), Exact(left, right)
     wrong = [row for pair in exact for row in found.differences(*pair)]
     rows = wrong or [
         *_verdicts(ledgers, left, right),
@@ -158,7 +153,17 @@ def compare(
     return Comparison(left, right, len(exact), found.moved, found.most, rows)
 
 
-def _sides(a: str, b: str, root: Path, book: Path) -> tuple[Side, Side]:
+def by_kind(a: Side, b: Side, ledgers: Sequence[Ledger]) -> dict[str, list[tuple[Record, Record]]]:
+    """The records that both sides have, by the kind of their experiment."""
+    kinds = {(le.question, name): e.kind for le in ledgers for name, e in le.experiments.items()}
+    found: dict[str, list[tuple[Record, Record]]] = {}
+    for one, other in ((a.by_key[k][1], b.by_key[k][1]) for k in a.by_key if k in b.by_key):
+        found.setdefault(kinds.get((one["question"], one["experiment"]), "unknown"), []).append((one, other))
+    return found
+
+
+def sides(a: str, b: str, root: Path, book: Path) -> tuple[Side, Side]:
+    """Both sides of a comparison, by the names that ``compare`` takes."""
     here, there = evidence.machines(root), evidence.machines(book)
     found: list[tuple[str, list[str], Path]] = []
     for name in (a, b):
@@ -183,15 +188,6 @@ def _row(what: str, name: str, result: str, **more: Any) -> Row:
     return dict.fromkeys(FIELDS) | {"what": what, "name": name, "result": result} | more
 
 
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """Single values by dotted name: ``{"kept": {"0_5": 1}}`` -> ``{"kept.0_5": 1}``, ``{"few": [1]}`` -> ``{"few[0]": 1}``."""
-    if isinstance(value, Mapping):
-        return {p: v for n, part in value.items() for p, v in _leaves(part, f"{path}.{n}" if path else n).items()}
-    if isinstance(value, list):
-        return {p: v for i, part in enumerate(value) for p, v in _leaves(part, f"{path}[{i}]").items()}
-    return {path: value}
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -208,7 +204,7 @@ def _inside(value: float, low: float | None, high: float | None) -> bool:
     return near or ((low is None or value >= low) and (high is None or value <= high))
 
 
-class _Exact:
+class Exact:
     """Compares what must come out alike, and counts what rounding moved."""
 
     def __init__(self, a: Side, b: Side) -> None:
@@ -217,11 +213,11 @@ class _Exact:
 
     def differences(self, one: Record, other: Record) -> Iterator[Row]:
         """A row for each metric that differs by more than rounding."""
-        x, y = _leaves(one["metrics"]), _leaves(other["metrics"])
+        x, y = leaves(one["metrics"]), leaves(other["metrics"])
         if one.get("failed") != other.get("failed"):
             x, y = x | {"failed": one.get("failed")}, y | {"failed": other.get("failed")}
         for metric in dict.fromkeys([*x, *y]):
-            a, b = (leaves.get(metric, "(absent)") for leaves in (x, y))
+            a, b = (found.get(metric, "(absent)") for found in (x, y))
             if not self._alike(metric, a, b, one, other):
                 name = f"{one['question']} {one['experiment']} {one['key']} {metric}"
                 yield _row("exact", name, "differs", a=a, b=b, n=1, note=_explained(one, other))
@@ -298,7 +294,7 @@ def _shared(ledgers: Sequence[Ledger], common: Sequence[tuple[Record, Record]]) 
             judged.setdefault((ledger.question, c["experiment"]), set()).update(c[m] for m in ("metric", "metric_b") if m in c)
     found: dict[str, list[tuple[str, str, float, float]]] = {}
     for one, other in common:
-        x, y = _leaves(one["metrics"]), _leaves(other["metrics"])
+        x, y = leaves(one["metrics"]), leaves(other["metrics"])
         wanted = judged.get((one["question"], one["experiment"]), set()) & x.keys() or x.keys()
         for metric in sorted(wanted & y.keys()):
             if _is_number(x[metric]) and _is_number(y[metric]):

@@ -30,7 +30,8 @@ TEXTS = ("metric", "metric_b", "over", "text")
 def check(body: Any, experiments: Mapping[str, Any]) -> dict[str, Any]:
     """The condition with its defaults (``needs``, ``min_seeds``), its experiment's ``kind`` and, for a time, its noise ``floor``.
 
-    Raises Refused, naming the field and what is valid.
+    Raises Refused, naming the field and what is valid; also for an ``exclusive`` experiment of the machine without a noise floor: nothing
+    tells its differences from what the machine does by itself.
     """
     if not isinstance(body, Mapping):
         raise Refused(f"{body!r} is not a mapping with rule, experiment, metric, ...")
@@ -57,6 +58,8 @@ def check(body: Any, experiments: Mapping[str, Any]) -> dict[str, Any]:
     done = {"needs": experiment.needs, "min_seeds": default} | dict(body) | {"kind": experiment.kind}
     if experiment.kind == "trained" and done["min_seeds"] < 2:
         raise Refused("min_seeds is 1 for a trained experiment; one seed has no interval, expected 2 or more")
+    if experiment.exclusive and experiment.kind == "hardware" and not experiment.floor and not _is_floor(experiment, experiments):
+        raise Refused(f"{experiment.name} is timed alone and names no noise floor; give it floor: <the experiment that measures it>")
     if experiment.floor and timed(body["metric"]):
         if not rule.floored and rule.name not in FLOORLESS:
             able = ", ".join(name for name, one in RULES.items() if one.floored)
@@ -65,6 +68,10 @@ def check(body: Any, experiments: Mapping[str, Any]) -> dict[str, Any]:
             raise Refused(f"saturation cannot take the noise floor of {experiment.name} into account")
         done |= {"floor": experiment.floor} if rule.floored else {}
     return done
+
+
+def _is_floor(experiment: Any, experiments: Mapping[str, Any]) -> bool:
+    return any(other.floor == experiment.name for other in experiments.values())
 
 
 def _is_number(value: Any) -> bool:

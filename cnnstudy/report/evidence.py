@@ -87,11 +87,11 @@ def _replace(path: Path, content: bytes) -> None:
     os.replace(part, path)
 
 
-def write_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Append one line of JSON under a file lock, with fsync; what a killed writer left half written is dropped first."""
+def write_line(path: Path, *lines: Mapping[str, Any]) -> None:
+    """Append lines of JSON in one write under a file lock, with one fsync; what a killed writer left half written is dropped first."""
     from filelock import FileLock
 
-    text = json.dumps(line, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n"
+    text = "".join(json.dumps(line, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n" for line in lines)
     with FileLock(str(path.with_name(f".{path.name}.lock"))), open(path, "a+b") as file:
         _drop_torn_tail(file)
         file.write(text.encode())

@@ -2,8 +2,8 @@
 
 A page has up to three steps.  *measure* runs the notebook's measuring cells in a plain child process, side by side with those of
 other pages; *time* runs the cells of experiments that the ledger marks ``exclusive`` (and on a GPU, all of them), alone on the
-machine; *draw* executes the notebook in a kernel, from records alone.  Which steps are out of date, the graph knows.  Whatever is
-recorded stays, however a run ends; a page is published when it was drawn to its end.
+machine; *draw* executes the notebook in a process of its own, from records alone.  Which steps are out of date, the graph knows.
+Whatever is recorded stays, however a run ends; a page is published when it was drawn to its end.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ BUILD = ROOT / "_build"
 TIMEOUT_S = 12 * 3600.0
 DRAW_TIMEOUT_S = 600.0
 STAGES = ("measure", "time")
-STATE = {"measure": "measuring", "time": "timing", "draw": "drawing"}
-
+STATE = {"measure": "measuring", "time": "timing"}
 
 
 @dataclass(frozen=True)
@@ -158,19 +157,20 @@ def draw(question: str, given: Mapping[str, Any], target: Path, board: Board, th
         _child(question, "draw", str(given.get("profile", "recorded")), None, work)
 
 
-def _child(question: str, stage: str, profile: str, follower: _Follower | None, work: Callable[..., children.Ended]) -> None:
+def _child(question: str, stage: str, profile: str, follower: _Follower | None, work: Callable[..., int | None]) -> None:
     """Run a step's process, and write how it went into the diary (drawings that went well are not worth a line)."""
     started, before = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), time.monotonic()
     log = BUILD / "failed" / f"{question}-{stage}.log"
-    state, error, peak = "done", None, None
+    state, error, peak = "failed", None, None
     try:
-        peak = work(log=log).peak_mib
+        peak = work(log=log)
+        state = "done"
         log.unlink(missing_ok=True)
     except Stopped:
         state = "stopped"
         raise
     except PageFailed as failure:
-        state, error = "failed", str(failure)
+        error = str(failure)
         raise
     finally:
         if (follower or state == "failed") and (evidence.store_root() / machine_id()).is_dir():

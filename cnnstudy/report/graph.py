@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from cnnstudy.runtime import ROOT
 from cnnstudy.source import PACKAGE, closure, module_file
 
 # what a page is made of ---------------------------------------------------------------------------------------------------
+
 
 def cells_digest(question: str, measuring: bool = False) -> str:
     """The digest of a notebook's cells without their outputs; with ``measuring`` only of those that measure."""
@@ -173,12 +175,10 @@ def build(steps: Sequence[Step], folder: Path, jobs: int, force: bool = False) -
 
 def _look_often() -> None:
     """pytask-parallel looks for finished tasks ever more rarely, up to once a second; pages are drawn in less than that."""
-    with suppress(ImportError, AttributeError):  # its private parts: where they have moved, all is only slower
-        import attrs
+    with suppress(ImportError, KeyError, TypeError, ValueError):  # its private parts: where they have moved, all is only slower
         from pytask_parallel.execute import _Sleeper
 
-        steps: Any = attrs.fields(_Sleeper).timings.default
-        steps[:] = [0.01, 0.05]
+        inspect.signature(_Sleeper).parameters["timings"].default[:] = [0.01, 0.05]
 
 
 _OUTCOME = {"SUCCESS": "done", "SKIP_UNCHANGED": "unchanged", "SKIP_PREVIOUS_FAILED": "not run"}

@@ -26,6 +26,7 @@ from cnnstudy.config import Refused, choose, key
 from cnnstudy.report.evidence import FIELDS
 from cnnstudy.report.history import written
 from cnnstudy.report.plan import PROFILES
+from cnnstudy.report.rows import leaves
 from cnnstudy.runtime import cpu_name, gpu_name
 
 LIMIT = 1 << 27  # bytes that a bundle may unpack to, and its arrays once more; the records of four questions take 0.8 MB
@@ -167,9 +168,8 @@ def checked_line(
         raise Refused(f"{where}: protocol {line['protocol']} of {line['experiment']} is not known here; the ledger has {latest}")
     choose(f"profile in {where}", line["profile"], PROFILES)
     for name, value in line["metrics"].items():
-        parts = value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]
-        if not all(is_scalar(part) for part in parts):
-            raise Refused(f"{where}: metric {name!r} is no number, text, list or mapping of those")
+        if not all(is_scalar(part) for part in leaves(value).values()):
+            raise Refused(f"{where}: metric {name!r} is made of more than numbers, that 64 bits hold, and texts")
     arrays = line.get("arrays", ["–"])
     if not arrays or not all(isinstance(n, str) for n in arrays) or arrays != sorted(set(arrays)):
         raise Refused(f"{where}: arrays is {str(arrays)[:40]}; expected their names in order")
@@ -231,7 +231,7 @@ def check_arrays(content: bytes, names: Iterable[str], where: str, limit: int) -
                 loaded[name]
     except Refused:
         raise
-    except _BROKEN as error:
+    except Exception as error:  # numpy reads a header as Python, and one that was made up breaks it in many ways
         raise Refused(f"{where}: not a whole file of arrays ({error})") from None
     return size
 

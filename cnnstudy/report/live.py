@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-STATES = ("pending", "measuring", "timing", "waiting", "drawing", "done", "failed", "stopped", "not run")
 AT_WORK = ("measuring", "timing", "drawing")
 
 

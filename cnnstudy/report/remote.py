@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cnnstudy import __version__
 from cnnstudy.config import Refused, digest
-from cnnstudy.report import bundle, evidence, execute, graph
+from cnnstudy.report import bundle, claims, evidence, execute, graph, history, vouch
 from cnnstudy.report import plan as plans
 from cnnstudy.report.cells import questions
 from cnnstudy.report.children import PageFailed
@@ -35,10 +35,10 @@ WAIT_S = 15  # for a scheduler to answer
 
 @dataclass(frozen=True)
 class Result:
-    """What a worker hands back: whose records, a bundle of them (empty if there are none), and why the page failed, if it did."""
+    """What a worker hands back: whose records, how many, a bundle of them (empty if there are none), and why the page failed, if it did."""
 
     machine: str
-    made: int
+    came: int
     records: bytes
     error: str | None = None
 
@@ -58,26 +58,46 @@ def _agree(where: str, theirs: tuple[str, str], ours: tuple[str, str]) -> None:
         raise Refused(f"worker {where} has {theirs[0]}; here is {ours[0]}: bring both to the same state")
 
 
+@dataclass(frozen=True)
+class Known:
+    """What the caller has of a page and a machine: when the record of each key was begun, and which of them are to be measured anew."""
+
+    begun: Mapping[str, str] = field(default_factory=dict)
+    stale: frozenset[str] = frozenset()
+
+
+def _begun(question: str, machine: str) -> dict[str, str]:
+    """When the records of a page on a machine were begun, by key: those that its plan names, and what else its experiments made."""
+    own = claims.load(question).experiments
+    planned = {e["key"] for one in plans.load(question).values() for profile in plans.PROFILES for e in one.entries(profile)}
+    of_page = (r for r in evidence.read(machine) if r["key"] in planned or (r["question"] == question and r["experiment"] in own))
+    return {r["key"]: history.begun(r) for r in of_page}
+
+
 # on the worker ------------------------------------------------------------------------------------------------------------
 
 
-def measure_page(question: str, order: execute.Order, caller: tuple[str, str], known: Mapping[str, Sequence[str]], limit: int) -> Result:
-    """Measure what the caller lacks of a page of this machine's records.  Runs on a worker; raises Refused for other code there."""
+def measure_page(question: str, order: execute.Order, caller: tuple[str, str], known: Mapping[str, Known], limit: int) -> Result:
+    """Measure what the caller lacks of a page of this machine's records, and with ``stale`` what is out of date at the caller's.
+
+    What overrides lead to stands in no plan: with them, all that this working copy lacks is measured.  Every record of the page that the
+    caller lacks, or has an older one of, goes back.  Runs on a worker; raises Refused for other code there.
+    """
     _agree(machine_id(), version(), caller)
-    planned = {entry["key"] for one in plans.load(question).values() for entry in one.entries(order.profile)}
-    wanted = planned - set(known.get(machine_id(), ()))
-    if order.keys is not None:
-        wanted &= order.keys
-    one = execute.Order(order.profile, order.overrides, order.stale, order.only, frozenset(wanted), order.timeout)
+    mine = known.get(machine_id(), Known())
+    if not order.overrides:
+        planned = {entry["key"] for one in plans.load(question).values() for entry in one.entries(order.profile)}
+        wanted = frozenset(planned - (mine.begun.keys() - mine.stale))
+        order = replace(order, keys=wanted if order.keys is None else wanted & order.keys)
     board, error = _Reporter(), None
     board.add(question, 0, None)
     try:
         for stage in execute.STAGES:
-            execute.measure(question, stage, one, board, max(1, cores() // limit))
+            execute.measure(question, stage, order, board, max(1, cores() // limit))
     except PageFailed as failure:
         error = str(failure)
-    made = {record["key"] for record in evidence.read(machine_id()) if record["key"] in wanted}
-    return Result(machine_id(), len(made), bundle.pack_bytes(machine_id(), keys=made) if made else b"", error)
+    news = {key for key, begun in _begun(question, machine_id()).items() if begun > mine.begun.get(key, "")}
+    return Result(machine_id(), len(news), bundle.pack_bytes(machine_id(), keys=news) if news else b"", error)
 
 
 class _Reporter(Board):
@@ -118,16 +138,20 @@ class Cluster:
         self.board.event(event["page"], event)
 
     def measure(self, question: str, order: execute.Order) -> tuple[str, int]:
-        """Have a page measured, and merge its records: the machine that did it, and how many there were.  Raises PageFailed."""
-        known = {machine: [r["key"] for r in evidence.read(machine)] for machine in evidence.machines()}
+        """Have a page measured, and merge its records: the machine that did it, and how many came.  Raises PageFailed."""
         self.board.enter(question, "measuring")
+        known = {machine: self._known(question, order, machine) for machine in evidence.machines()}
         future = self.client.submit(measure_page, question, order, version(), known, self.limit, pure=False, key=f"{question}-{id(order)}")
         result: Result = _patiently(future)
         if result.records:
             bundle.merge(result.records)
         if result.error:
             raise PageFailed(f"on {result.machine}: {result.error}")
-        return result.machine, result.made
+        return result.machine, result.came
+
+    def _known(self, question: str, order: execute.Order, machine: str) -> Known:
+        old = vouch.stale(question, order.profile, machine) if order.stale else []
+        return Known(_begun(question, machine), frozenset(entry["key"] for _, entry in old))
 
 
 def _patiently(future: Any) -> Result:

@@ -106,6 +106,15 @@ def raw(row: Row, metric: str, condition: Condition) -> Any:
     return value
 
 
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Single values by dotted name: ``{"kept": {"0_5": 1}}`` -> ``{"kept.0_5": 1}``, ``{"few": [1]}`` -> ``{"few[0]": 1}``."""
+    if isinstance(value, Mapping):
+        return {p: v for n, part in value.items() for p, v in leaves(part, f"{path}.{n}" if path else n).items()}
+    if isinstance(value, list):
+        return {p: v for i, part in enumerate(value) for p, v in leaves(part, f"{path}[{i}]").items()}
+    return {path: value}
+
+
 def unusable(rows: Sequence[Row], condition: Condition) -> str | None:
     """Why some rows give no number: failed measurements, or a metric that is null (not finite, not published); None if all do."""
     bad = [r.failed for r in rows if r.failed is not None and "failed_as" not in condition]

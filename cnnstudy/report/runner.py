@@ -112,10 +112,10 @@ class Runner:
         """Do a step's work; how it ended goes to the board and to ``states``."""
         try:
             work()
-        except (PageFailed, Refused) as error:
-            self.errors[question] = str(error)
+        except Exception as error:  # whatever it is: the graph knows that a step failed, and not why
+            self.errors[question] = _said(error)
             self.states[question] = "stopped" if isinstance(error, Stopped) else "failed"
-            self.board.enter(question, self.states[question], "" if isinstance(error, Stopped) else str(error))
+            self.board.enter(question, self.states[question], "" if isinstance(error, Stopped) else self.errors[question])
             raise
         finally:
             self._write()
@@ -131,6 +131,12 @@ class Runner:
             part = BUILD / ".status.json"
             part.write_text(json.dumps(self.states, indent=1) + "\n")
             os.replace(part, BUILD / "status.json")
+
+
+def _said(error: Exception) -> str:
+    """Why a step failed, in a line; what nobody foresaw with its kind, which tells more than its words."""
+    foreseen = isinstance(error, (PageFailed, Refused))
+    return str(error) if foreseen else f"{type(error).__name__}: {error}"
 
 
 def last_states() -> dict[str, str]:
@@ -156,8 +162,8 @@ def draw_committed(questions: Sequence[str], jobs: int | None = None, force: boo
             if evidence.store_root() == ROOT / "data" / "records":  # trial records elsewhere are no evidence to remember
                 verdicts.write_history(question, Study(question).judge(), today)
             draw(question, {}, notebook_path(question), board, max(1, cores() // jobs))
-        except (PageFailed, Refused) as error:
-            board.enter(question, "failed", str(error))
+        except Exception as error:
+            board.enter(question, "failed", _said(error))
             raise
         board.enter(question, "done")
 
@@ -170,7 +176,10 @@ def draw_committed(questions: Sequence[str], jobs: int | None = None, force: boo
 
 
 def publish(out: Path | None = None) -> str:
-    """Build the site of the pages in ``out`` (default: those that were run here), if anything in it has changed: its outcome."""
+    """Build the site of the pages in ``out`` (default: those that were run here), if anything in it has changed: its outcome.
+
+    Raises PageFailed, with the last line of the build's log, when it fails.
+    """
     out = out or BUILD / "executed"
     site = BUILD / "site" / "index.html"
     arguments = ["build", "--notebooks", str(out), "--machine", "this"]
@@ -181,9 +190,17 @@ def publish(out: Path | None = None) -> str:
         "records": lambda: graph.files_digest(evidence.store_root().glob("*/*.jsonl")),
         "package": lambda: graph.files_digest((ROOT / "cnnstudy" / "report").glob("*.py")),
     }
+    failures: list[PageFailed] = []
 
     def work() -> None:
-        children.run("cnnstudy.report.site", arguments, BUILD / "failed" / "site.log", DRAW_TIMEOUT_S, cores(), fresh=True)
+        try:
+            children.run("cnnstudy.report.site", arguments, BUILD / "failed" / "site.log", DRAW_TIMEOUT_S, cores(), fresh=True)
+        except PageFailed as failure:  # the graph says that it failed, and not why
+            failures.append(failure)
+            raise
 
     with children.interruptible():
-        return graph.build([graph.Step("site", work, site, needs)], BUILD / "run", 1)["site"]
+        outcome = graph.build([graph.Step("site", work, site, needs)], BUILD / "run", 1)["site"]
+    if outcome == "failed":
+        raise failures[0] if failures else PageFailed("it made no page")
+    return outcome

@@ -13,13 +13,11 @@ from pathlib import Path
 
 from cnnstudy.report import evidence
 
-STAGES = ("measure", "time", "draw")  # time: what the ledger marks as exclusive
-STATES = ("done", "failed", "stopped")
-
 
 @dataclass(frozen=True)
 class Run:
-    """One run: ``seconds`` of wall clock, ``peak_mib`` of resident memory (None where the system does not tell), ``error`` in one line."""
+    """One run of a page.  ``stage``: measure, time (what the ledger marks as exclusive) or draw; ``state``: done, failed or stopped;
+    ``seconds`` of wall clock, ``peak_mib`` of resident memory (None where the system does not tell), ``error`` in one line."""
 
     question: str
     stage: str

@@ -80,7 +80,8 @@ def select(
     taken: list[tuple[str, str]] = []
     rows: list[Row] = []
     for profile, entries in wanted.items():
-        floors = _floors(condition, plan, profile)
+        beside = floor_entries(condition, plan, profile)
+        floors = None if beside is None else [(flats.of(e["setup"]), e["key"]) for e in beside]
         for machine in machines:
             if machine in (m for m, _ in taken):
                 continue
@@ -122,12 +123,12 @@ def _row(flat: Mapping[str, Any], record: Mapping[str, Any], machine: str, profi
     return Row(flat, record["seed"], record["metrics"], machine, profile, record.get("failed"))
 
 
-def _floors(condition: Condition, plan: Mapping[str, Planned], profile: str) -> Floors | None:
-    """The measurements of the machine against itself that a profile plans, setup and key; None if the condition needs none."""
+def floor_entries(condition: Condition, plan: Mapping[str, Planned], profile: str) -> list[dict[str, Any]] | None:
+    """The measurements of the machine against itself that a profile plans beside a time; None if the condition needs none."""
     name = condition.get("floor")
     if name is None:
         return None
-    return [(flatten(e["setup"]), e["key"]) for e in plan[name].entries(profile)] if name in plan else []
+    return plan[name].entries(profile) if name in plan else []
 
 
 def _shared(floor: Mapping[str, Any], timed: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,38 +7,26 @@ truth values of exact experiments must be equal; real numbers, whose last digits
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from cnnstudy.config import Refused
 from cnnstudy.report import claims, evidence
-
-
-def exact_metrics(root: Path) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    """By key: where a record of an exact experiment stands, and those of its metrics that must agree everywhere."""
-    kinds = {(q, name): e.kind for q in claims.questions() for name, e in claims.load(q).experiments.items()}
-    found: dict[str, tuple[str, Mapping[str, Any]]] = {}
-    for machine in evidence.machines(root):
-        for record in evidence.read(machine, None, root):
-            if kinds.get((record["question"], record["experiment"])) == "exact":
-                sure = {n: v for n, v in record["metrics"].items() if isinstance(v, (bool, int, str))}
-                found[record["key"]] = (f"{machine} {record['question']} {record['experiment']}", sure)
-    return found
+from cnnstudy.report.compare import Exact, by_kind, sides
 
 
 def differences(root: Path, book: Path | None = None) -> Iterator[str]:
     """One line per metric that differs.  Raises Refused when the two have no exact record in common."""
-    theirs, ours = exact_metrics(book or evidence.store_root()), exact_metrics(root)
-    common = theirs.keys() & ours.keys()
+    ledgers, common = [claims.load(q) for q in claims.questions()], 0
+    for machine in evidence.machines(root):
+        theirs, ours = sides("reference", machine, root, book or evidence.store_root())
+        pairs, exact = by_kind(theirs, ours, ledgers).get("exact", []), Exact(theirs, ours)
+        common += len(pairs)
+        for row in (row for pair in pairs for row in exact.differences(*pair)):
+            if not any(isinstance(row[side], float) for side in "ab"):
+                yield f"{machine} {row['name']} is {row['b']}, the book has {row['a']}"
     if not common:
         raise Refused(f"{root} and the book have no exact record in common")
-    for record_key in sorted(common):
-        where, metrics = ours[record_key]
-        for name, value in metrics.items():
-            expected = theirs[record_key][1].get(name)
-            if value != expected:
-                yield f"{where} {record_key}: {name} is {value}, the book has {expected}"
 
 
 def main() -> int:

@@ -16,10 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cnnstudy.config import digest, flatten
+from cnnstudy.config import digest
 from cnnstudy.report import claims, evidence, outcomes
 from cnnstudy.report import plan as plans
-from cnnstudy.report.select import matching as matching
+from cnnstudy.report.select import Flats, floor_entries, matching
 from cnnstudy.runtime import ROOT
 from cnnstudy.source import HOME
 
@@ -160,27 +160,22 @@ def recorded(machine: str) -> dict[str, Brief]:
 # claims -----------------------------------------------------------------------------------------------------------------
 
 
-def selected(
-    condition: Mapping[str, Any], plan: Mapping[str, plans.Experiment], flat: dict[int, dict[str, Any]] | None = None
-) -> dict[str, list[str]]:
+def selected(condition: Mapping[str, Any], plan: Mapping[str, plans.Experiment], flats: Flats | None = None) -> dict[str, list[str]]:
     """The keys that a condition selects, per profile from its ``needs`` up; profiles with too few seeds for it are left out.
 
-    ``flat``: keeps flattened setups from call to call, which saves most of the time.
+    ``flats``: keeps flattened setups from call to call, which saves most of the time.
     """
-    flat = {} if flat is None else flat
+    flats = flats or Flats()
     name, found = condition["experiment"], {}
     if name in plan and condition.get("min_machines", 1) == 1:
         for profile in plans.PROFILES[plans.PROFILES.index(condition["needs"]) :]:
-            entries = plan[name].entries(profile)
-            flat |= {id(e["setup"]): flatten(e["setup"]) for e in entries if id(e["setup"]) not in flat}
-            chosen = [entry for _, entry in matching(condition, [(flat[id(e["setup"])], e) for e in entries])]
+            chosen = [entry for _, entry in matching(condition, [(flats.of(e["setup"]), e) for e in plan[name].entries(profile)])]
             seeds: dict[int, set[int]] = {}
             for entry in chosen:
                 seeds.setdefault(id(entry["setup"]), set()).add(entry["seed"])
-            floor = condition.get("floor", "")  # the experiment that measured the machine against itself, needed beside a time
-            beside = plan[floor].entries(profile) if floor in plan else []
-            if chosen and min(map(len, seeds.values())) >= int(condition.get("min_seeds", 1)) and (beside or not floor):
-                found[profile] = list(dict.fromkeys(entry["key"] for entry in [*chosen, *beside]))
+            beside = floor_entries(condition, plan, profile)
+            if chosen and min(map(len, seeds.values())) >= int(condition.get("min_seeds", 1)) and (beside is None or beside):
+                found[profile] = list(dict.fromkeys(entry["key"] for entry in [*chosen, *(beside or ())]))
     return found
 
 
@@ -191,13 +186,13 @@ def judge(question: str, machine: str) -> Standing:
     ledger, plan = claims.load(question), plans.load(question)
     verdicts = judge_question(ledger, plan, {machine: evidence.read(machine)}, [machine], {})
     needs: dict[str, Needs] = {}
-    flat: dict[int, dict[str, Any]] = {}
+    flats = Flats()
     for claim, verdict in zip(ledger.claims, verdicts, strict=True):
         if verdict.outcome == "untested" and claim.conditions:
             truth = {"holds": True, "fails": False}
             open_ = outcomes.relevant(claim.expressions, {n: truth.get(f.state) for n, f in verdict.findings.items()})
             lacking = [n for n in claim.conditions if n in open_ and verdict.findings[n].state == "missing"]
-            needs[claim.id] = {n: selected(claim.conditions[n], plan, flat) for n in lacking}
+            needs[claim.id] = {n: selected(claim.conditions[n], plan, flats) for n in lacking}
     return Standing({v.id: v.outcome for v in verdicts}, needs)
 
 

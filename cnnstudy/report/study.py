@@ -303,7 +303,7 @@ def _split(result: Mapping[str, Any], experiment: str) -> tuple[dict[str, Any], 
         elif isinstance(value, (list, tuple)):
             if len(value) > LINE_VALUES:
                 raise Refused(f"{experiment}: metric {name!r} has {len(value)} values; return long lists as NumPy arrays")
-            metrics[name] = [_number(v) for v in value]
+            metrics[name] = _number(value)
         elif isinstance(value, Mapping):
             metrics[name] = {str(k): _number(v) for k, v in value.items()}
         else:
@@ -312,8 +312,10 @@ def _split(result: Mapping[str, Any], experiment: str) -> tuple[dict[str, Any], 
 
 
 def _number(value: Any) -> Any:
-    """A JSON value; a number that is not finite becomes null, and the page says that it is missing."""
+    """A JSON value; a number that is not finite becomes null, in lists of lists too, and the page says that it is missing."""
     import math
 
+    if isinstance(value, (list, tuple)):
+        return [_number(v) for v in value]
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value

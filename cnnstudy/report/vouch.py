@@ -132,36 +132,51 @@ def vouch(questions: Iterable[str], fresh: Path | None = None, machine: str | No
         raise Refused(f"no measurements of {machine} in {fresh}; make them with: nox -s remeasure")
     anew = {r["key"]: r for r in evidence.read(machine, None, fresh)}
     there = {r["key"]: r for r in evidence.read(machine, None, root)}
-    results = [result for question in questions for result in _page(question, there, anew, machine, fresh, root)]
+    asked = list(questions)
+    names = {name for question in asked for name in plans.load(question)}
+    shared: dict[Voucher, dict[str, None]] = {}  # a voucher speaks for the records of every page that shares the experiment
+    for question in dict.fromkeys([*asked, *claims.questions()]):
+        for e in plans.load(question).values():
+            for voucher, keys in _groups(e, there).items() if e.name in names else ():
+                shared.setdefault(voucher, {}).update(keys)
+    results = [result for question in asked for result in _page(question, shared, there, anew, machine, fresh, root)]
     known = read(machine, root)
-    for _, line in results:
-        if line is not None and line.voucher not in known:
-            evidence.write_line(path(machine, root), {name.rstrip("_"): value for name, value in asdict(line).items()})
-            known |= {line.voucher}
+    if new := {line.voucher: line for _, line in results if line is not None and line.voucher not in known}:
+        lines = [{name.rstrip("_"): value for name, value in asdict(line).items()} for line in new.values()]
+        evidence.write_line(path(machine, root), *lines)
     return [result for result, _ in results]
 
 
+def _groups(e: plans.Experiment, there: Mapping[str, Any]) -> dict[Voucher, dict[str, None]]:
+    """The planned keys of an experiment that other code has recorded, by what a voucher for them would say."""
+    found: dict[Voucher, dict[str, None]] = {}
+    for entry in (entry for profile in plans.PROFILES for entry in e.entries(profile) if entry["key"] in there):
+        was, today = there[entry["key"]]["provenance"].get("code"), e.code(entry["setup"])
+        if was not in (today, None):
+            found.setdefault((e.name, e.kinds_of(entry["setup"]), was, today), {})[entry["key"]] = None
+    return found
+
+
 def _page(
-    question: str, there: Mapping[str, Any], anew: Mapping[str, Any], machine: str, fresh: Path, root: Path | None
-) -> Iterator[tuple[Result, Line | None]]:
-    """One result per experiment, kinds of config and older code of a page; with a line where it may be vouched for."""
+    question: str, shared: Mapping[Voucher, Mapping[str, None]], there: Mapping[str, Any], anew: Mapping[str, Any],
+    machine: str, fresh: Path, root: Path | None,
+) -> Iterator[tuple[Result, Line | None]]:  # fmt: skip
+    """One result per experiment, kinds of config and older code of a page; with a line where it may be vouched for.
+
+    ``shared``: the keys that stand behind each voucher, on this page and on others.
+    """
     experiments = claims.load(question).experiments
     for e in plans.load(question).values():
-        groups: dict[tuple[tuple[str, ...], str, str], dict[str, None]] = {}
-        for entry in (entry for profile in plans.PROFILES for entry in e.entries(profile)):
-            record = there.get(entry["key"])
-            today = e.code(entry["setup"])
-            if record is not None and record["provenance"].get("code") not in (today, None):
-                groups.setdefault((e.kinds_of(entry["setup"]), record["provenance"]["code"], today), {})[entry["key"]] = None
         kind = experiments[e.name].kind if e.name in experiments else "removed"
-        for (kinds, was, today), keys in groups.items():
+        for voucher in _groups(e, there):
+            keys, today = shared[voucher], voucher[-1]
             checked = [key for key in keys if key in anew]
             if kind == "hardware":
                 problem: str | None = "its numbers are times of this machine, which never repeat; measure them anew"
             else:
                 problem = _problem([(there[key], anew[key]) for key in checked], today, machine, fresh, root)
                 problem = problem or _unseen([there[key]["setup"] for key in keys], [there[key]["setup"] for key in checked])
-            result = Result(question, e.name, kinds, was, today, len(checked), len(keys), problem)
+            result = Result(question, *voucher, len(checked), len(keys), problem)
             yield result, None if problem else _written(result, checked, [anew[key] for key in checked])
 
 

@@ -57,10 +57,6 @@ class Child:
         self.peak_mib: int | None = None
         self._ended = threading.Event()
 
-    def poll(self) -> int | None:
-        """The return code, or None while the child runs."""
-        return self.returncode
-
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait at most ``timeout`` seconds; the return code, or None while the child still runs."""
         self._ended.wait(timeout)
@@ -239,14 +235,20 @@ def start(
         if server is not None and not changed and (child := server.start(request)):
             return child
         if server is None or not server.closing:
-            why = "the code was changed meanwhile" if changed else server.trouble if server else f"{sys.platform} cannot fork safely"
+            why = "the code was changed meanwhile" if changed else f"{sys.platform} cannot fork safely"
+            if server is not None and not changed:
+                why = server.trouble or "the system has no room for another process"
             _note(f"pages start interpreters of their own: {why}")
     return _Fresh(request)
 
 
 def _code() -> int:
     """When the package was last changed: a fork has the code of the server's start, but a record names that of its own time."""
-    return max(path.stat().st_mtime_ns for path in PACKAGE.rglob("*.py"))
+    changed = 0
+    for path in PACKAGE.rglob("*.py"):
+        with suppress(FileNotFoundError):  # somebody who edits it puts another in its place
+            changed = max(changed, path.stat().st_mtime_ns)
+    return changed
 
 
 def _note(text: str) -> None:

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import HEAD
 
 from cnnstudy.config import Refused, key
 from cnnstudy.report import compare, evidence
 from cnnstudy.report.compare import Comparison
 
-LEDGER = """\
-question: q99
-slug: toy
-title: A toy question
-part: Toys
+LEDGER = HEAD + """\
 profiles:
   quick: {seeds: [0]}
   standard: {seeds: [0, 1, 2]}
@@ -27,7 +24,7 @@ experiments:
   gradients: {kind: exact, shows: Gradients.}
   training: {kind: trained, shows: Accuracies.}
   glance: {kind: trained, needs: quick, shows: The accuracy of two seeds.}
-  latency: {kind: hardware, shows: Times., exclusive: true}
+  latency: {kind: hardware, shows: Times.}
 claims:
   - id: q99.many
     statement: There are many.

@@ -6,8 +6,6 @@ import itertools
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from toyhouse import CLAIMS, HERE, THERE, House, experiments, training
@@ -16,15 +14,7 @@ from cnnstudy.config import Refused
 from cnnstudy.report import choosing, plan, standing
 from cnnstudy.report.choosing import choose_within
 from cnnstudy.report.estimates import Durations, estimate, missing
-from cnnstudy.runtime import ROOT, machine_id
-
-
-@pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    made = House(tmp_path, monkeypatch)
-    made.page("q91")
-    yield made
-    machine_id.cache_clear()
+from cnnstudy.runtime import ROOT
 
 
 def seconds(profile: str = "standard", experiment: str = "training", nth: int = 0) -> float | None:

@@ -137,3 +137,12 @@ def test_reference_machines_come_first(tmp_path: Path) -> None:
         evidence.append(record(1), machine, tmp_path)
     (tmp_path / "reference.json").write_text('{"machines": ["c", "gone"]}')
     assert evidence.reference(tmp_path) == ["c", "a", "b"]
+
+
+def test_several_lines_are_one_write_and_one_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b'{"torn')
+    evidence.write_line(path, {"b": 1, "a": 2}, {"c": 3})
+    assert path.read_text() == '{"a":2,"b":1}\n{"c":3}\n' and len(synced) == 1

@@ -131,3 +131,11 @@ def test_clock_of_the_machine_is_not_part_of_a_state(kitchen: Kitchen) -> None:
     time.sleep(0.01)
     os.utime(kitchen.folder / "bread")  # touched, not changed
     assert kitchen.build(step) == {"bread": "unchanged"}
+
+
+def test_finished_steps_are_seen_at_once(kitchen: Kitchen) -> None:
+    """The parallel builder looks again after 0.05 s at the most: else every page of a fast run waits for up to a second."""
+    from pytask_parallel.execute import _Sleeper
+
+    kitchen.build(kitchen.step("bread", ["flour"]))
+    assert max(_Sleeper().timings) <= 0.05

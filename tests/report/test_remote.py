@@ -84,6 +84,39 @@ def test_all_pages_done_though_a_worker_is_killed_nothing_lost_or_doubled(site: 
 
 
 @pytest.mark.slow
+def test_what_overrides_lead_to_is_measured_and_comes_back_and_so_does_all_that_is_lost_here(site: Site) -> None:
+    site.worker("one")
+    project = site.project
+    project.ok("run", "q99", "--profile", "quick", "--measure-only", "--scheduler", site.address, "--set", "numbers=[2, 7]")
+    made = lines(project.root, "q99")
+    assert len(made) == 2 + 4 and {r["setup"]["n"] for r in made} == {2, 7}  # no plan names 7
+    project.records.unlink()
+    project.ok("run", "q99", "--profile", "quick", "--measure-only", "--scheduler", site.address)
+    found = lines(project.root, "q99")
+    assert len(found) == 6 + 6 and all(r in found for r in made)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clone", [False, True], ids=["records there", "fresh clone"])
+def test_what_is_stale_is_measured_anew(site: Site, clone: bool) -> None:
+    project = site.project
+    project.ok("run", "q99", "--profile", "quick", "--measure-only")
+    notebook = project.root / "notebooks/q99_toy.ipynb"
+    notebook.write_text(notebook.read_text().replace("setup.n**2", "setup.n * setup.n"))
+    project.ok("plan", "q99", "--write")
+    copy = site.worker("one")
+    if clone:
+        shutil.rmtree(copy / "data/records/toy-machine")
+    command = ("run", "q99", "--profile", "quick", "--measure-only", "--stale", "--scheduler", site.address)
+    for _ in range(2):  # the second time nothing is stale
+        project.ok(*command)
+        made = lines(project.root, "q99")
+        assert [r["experiment"] for r in made[9:]] == ["squares"] * 3
+    (row,) = [r for r in json.loads(project.ok("status", "q99", "--json")) if r["profile"] == "quick"]
+    assert (row["stale"], row["recorded"]) == (0, 9)
+
+
+@pytest.mark.slow
 def test_a_worker_with_other_code_is_refused_and_both_versions_named(site: Site) -> None:
     ledger = site.worker("one") / "data/claims/q99.yaml"
     ledger.write_text(ledger.read_text().replace("margin: 100", "margin: 101"))

@@ -148,3 +148,27 @@ def test_no_page_at_a_time_is_refused(project: Project, jobs: str) -> None:
     done = project.run(*QUICK, "--jobs", jobs)
     assert done.returncode == 2 and "at least one page" in done.stderr
     assert os.listdir(project.root / "data/records") == []
+
+
+def test_a_site_that_cannot_be_built_fails_the_run_and_says_why(project: Project) -> None:
+    """The toy has no book."""
+    done = project.run("run", "--profile", "quick")
+    (said,) = [line for line in done.stdout.splitlines() if line.startswith("site:")]
+    assert done.returncode == 1 and "q99: done" in done.stdout
+    last = (project.root / "_build/failed/site.log").read_text().splitlines()[-1]
+    assert said.startswith(f"site: failed: {last} (exit 1; all of it in ") and "_toc.yml" in said
+
+
+def test_what_nobody_foresaw_is_named_too(project: Project) -> None:
+    (project.root / "file").touch()
+    project.env["CNNSTUDY_LOCKS"] = str(project.root / "file")
+    done = project.run("run", "--profile", "quick", "--measure-only")
+    assert done.returncode == 1 and "q99: failed: FileExistsError: " in done.stdout
+
+
+def test_nothing_failed_is_nothing_to_do(project: Project) -> None:
+    assert project.ok("run", "--failed", "--profile", "quick") == "nothing to do: no run of this checkout came before\n"
+    (project.root / "_build").mkdir()
+    (project.root / "_build/status.json").write_text('{"q99": "done"}')
+    assert project.ok("run", "--failed", "--profile", "quick") == "nothing to do: no page asked for failed in the last run\n"
+    assert project.lines() == [] and [p.name for p in (project.root / "_build").iterdir()] == ["status.json"]

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,7 @@ from toyhouse import CLAIMS, HERE, THERE, House, experiments
 
 from cnnstudy.report import evidence, overview, plan, runs, standing, status, vouch
 from cnnstudy.report.status import Count, Page
-from cnnstudy.runtime import ROOT, machine_id
-
-
-@pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    made = House(tmp_path, monkeypatch)
-    made.page("q91")
-    yield made
-    machine_id.cache_clear()
+from cnnstudy.runtime import ROOT
 
 
 def page(machine: str = HERE, question: str = "q91") -> Page:

@@ -169,3 +169,11 @@ def test_what_else_the_machine_did_is_kept_beside_timed_records(toy: Path, kind:
     (record,) = evidence.find(frame["key"], "toy").values()
     assert ("load" in record["provenance"]) is watched
     assert not watched or {"samples", "disturbed", "throttled"} <= record["provenance"]["load"].keys()
+
+
+def test_what_is_not_finite_is_null_in_lists_of_lists_too(toy: Path) -> None:
+    def trial(setup: Setup, seed: int) -> dict[str, Any]:
+        return {"ratios": [[1.0, float("inf")], (np.float64("nan"), np.float32(2))], "last": float("nan")}
+
+    Study("q99", "quick").measure("squares", SETUPS[:1], trial)
+    assert evidence.read("toy", "q99")[0]["metrics"] == {"ratios": [[1.0, None], [None, 2.0]], "last": None}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,8 @@ from toyhouse import CLAIMS, HERE, THERE, House, experiments
 
 from cnnstudy.config import Refused
 from cnnstudy.report import plan, status, vouch
-from cnnstudy.runtime import machine_id
 
 OLD = "0123456789ab"
-
-
-@pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    made = House(tmp_path, monkeypatch)
-    made.page("q91")
-    yield made
-    machine_id.cache_clear()
 
 
 @pytest.fixture
@@ -217,3 +207,19 @@ def test_a_harmless_edit_is_vouched_for_and_not_measured_anew(project: Project) 
     measuring = [sys.executable, "-m", "cnnstudy.report.cells", "q99", given]  # what --stale starts, for all of the page's experiments
     subprocess.run(measuring, check=True, env=project.env | {"CNNSTUDY_STALE": "1"}, cwd=project.root, capture_output=True)
     assert [line["experiment"] for line in project.lines()[before:]] == ["noise"] * 6 and counts() == (0, 3)
+
+
+def test_pages_that_share_an_experiment_are_vouched_for_together(house: House, fresh: Path) -> None:
+    """A voucher names no page: what came out otherwise on one page is not vouched for by another."""
+    house.page("q92")
+    plans = experiments()
+    plans["squares"].setups.append({"n": 4})
+    plans["squares"].profiles["quick"].append((3, [0]))
+    house.page("q92", CLAIMS, plans)
+    both(house, fresh, "squares")
+    four = house.entries("q92", "squares", "quick")[3:]
+    house.record("q92", "squares", four, code=OLD)
+    house.record("q92", "squares", four, root=fresh, metrics={"square": 17, "ms": 6.0})
+    found = result("squares")
+    assert (found.question, found.compared, found.records) == ("q91", 4, 4) and "square was 16, is 17" in str(found.problem)
+    assert house.lines() == [] and stale() == 3

@@ -146,7 +146,7 @@ def test_a_child_gets_what_it_is_given(light: None, run: Run, tmp_path: Path, fr
 )
 def test_how_a_child_ends(light: None, run: Run, how: str, code: int, last: str, fresh: bool) -> None:
     child, text = run("leave", how, fresh=fresh, env={"PYTHONUNBUFFERED": "1"})
-    assert child.returncode == code and child.poll() == code
+    assert child.returncode == code and child.wait(0) == code
     assert (text.splitlines() or [""])[-1] == last
 
 
@@ -287,3 +287,12 @@ def test_close_does_not_wait_for_imports(folder: Path) -> None:
     warm.close()
     assert time.monotonic() - before < 1.5
     next(made, None)
+
+
+def test_a_system_without_room_for_a_fork_is_said_so(light: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    warm.begin()
+    assert warm._server is not None
+    warm._server.start = lambda request: None  # type: ignore[method-assign]  # what a refused fork comes to
+    child = warm.start("warm_task", ["leave", "pass"], log=tmp_path / "log", threads=1)
+    assert child.wait(60) == 0
+    assert "interpreters of their own: the system has no room for another process" in capfd.readouterr().err
