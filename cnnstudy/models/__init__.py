@@ -15,7 +15,9 @@ from torch import nn
 
 from cnnstudy.config import Refused
 from cnnstudy.models.bottleneck import BottleneckConfig, Bottlenecks
+from cnnstudy.models.chain import Chain, ChainConfig
 from cnnstudy.models.counterfactual import COUNTERFACTUALS, CounterfactualConfig, counterfactual
+from cnnstudy.models.dense import Dense, DenseConfig
 from cnnstudy.models.efficient import EfficientNet, EfficientNetConfig
 from cnnstudy.models.imagenet import EDITS, ImageNetConfig, imagenet
 from cnnstudy.models.mobile import MobileNetV2, MobileNetV2Config
@@ -24,13 +26,17 @@ from cnnstudy.models.plain import Vgg, VggConfig
 from cnnstudy.models.resnet import ResNet, ResNetConfig
 from cnnstudy.models.shuffle import ShuffleConfig, ShuffleMini, ShuffleNet, ShuffleNetConfig
 from cnnstudy.models.stacks import StackConfig, Stacks
+from cnnstudy.models.variants import Variant, VariantConfig
 from cnnstudy.models.vgg import DeepVgg, DeepVggConfig
 from cnnstudy.models.wide import Wide, WideConfig
 
 REGISTRY: dict[type, Callable[[Any], nn.Module]] = {
     ResNetConfig: ResNet,
+    VariantConfig: Variant,
     BottleneckConfig: Bottlenecks,
+    ChainConfig: Chain,
     WideConfig: Wide,
+    DenseConfig: Dense,
     VggConfig: Vgg,
     DeepVggConfig: DeepVgg,
     StackConfig: Stacks,
@@ -49,8 +55,10 @@ __all__ = [
     "EDITS",
     "REGISTRY",
     "BottleneckConfig",
+    "ChainConfig",
     "CounterfactualConfig",
     "DeepVggConfig",
+    "DenseConfig",
     "EfficientNetConfig",
     "ImageNetConfig",
     "MobileNetV1Config",
@@ -59,6 +67,7 @@ __all__ = [
     "ShuffleConfig",
     "ShuffleNetConfig",
     "StackConfig",
+    "VariantConfig",
     "VggConfig",
     "WideConfig",
     "build",

@@ -55,20 +55,26 @@ def kernel_sizes(model: Any, resolution: int = 224) -> dict[str, Any]:
 
 
 def code_lines(name: str) -> int:
-    """Lines of code that define a network in torchvision: comments, docstrings and blank lines left out, one statement a line."""
+    """Lines of code that define a network's family in torchvision, as they stand there: no comments, docstrings or blank lines."""
     import_torchvision()
     family = name.rstrip("0123456789")
     wanted = PARTS[choose("family of a network with a specification", family, PARTS)]
-    module = importlib.import_module(f"torchvision.models.{family}")
-    count = 0
-    for node in ast.parse(inspect.getsource(module)).body:
+    text = inspect.getsource(importlib.import_module(f"torchvision.models.{family}"))
+    tree = ast.parse(text)
+    lines: set[int] = set()
+    for node in tree.body:
         target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0] if isinstance(node, ast.Assign) else node
         if getattr(target, "name", getattr(target, "id", None)) in wanted:
+            lines |= _span(node)
             for inner in ast.walk(node):
                 if isinstance(inner, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(inner) is not None:
-                    inner.body = inner.body[1:] or [ast.Pass()]
-            count += len(ast.unparse(node).splitlines())
-    return count
+                    lines -= _span(inner.body[0])
+    source = text.splitlines()
+    return sum(bool(source[i - 1].partition("#")[0].strip()) for i in lines)
+
+
+def _span(node: Any) -> set[int]:
+    return set(range(node.lineno, node.end_lineno + 1))
 
 
 def chain(spec: str) -> tuple[nn.Sequential, dict[str, list[int]]]:

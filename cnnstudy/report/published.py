@@ -62,6 +62,19 @@ TABLES: dict[str, dict[str, str]] = {
         "work": "str", "kind": "str", "knob": "str", "one_factor": "bool", "for_smaller": "bool", "earlier": "bool",
         "what": "str", **_DATE, **_TAIL,
     },
+    "q32_forerunners": {
+        "work": "str", "kind": "str", "operation": "str", "same": "bool", "close": "bool", "earlier": "bool",
+        "what": "str", **_DATE, **_TAIL,
+    },
+    "q24_literature": {"item": "str", "work": "str", "says": "bool", "what": "str", **_DATE, **_TAIL},
+    "q23_resnexts": {
+        "model": "str", "family": "str", "depth": "int", "cardinality": "int", "path_width": "int", "resolution": "int",
+        "top1": "float", "recipe": "str", **_DATE, **_TAIL,
+    },
+    "q23_branches": {
+        "work": "str", "kind": "str", "name_of_count": "str", "same_meaning": "bool", "grouped": "bool", "counted": "bool",
+        "earlier": "bool", "what": "str", **_DATE, **_TAIL,
+    },
     "architectures": {"family": "str", "name": "str", "kind": "str", **_DATE, "arxiv": "str?", **_TAIL},
     "citations": {
         "key": "str", "authors": "str", "title": "str", "year": "int", "venue": "str", "arxiv": "str?",

@@ -27,6 +27,10 @@ IDENTITY = {
     "q17_mobilenets": ("model", "recipe", "resolution"),
     "q17_multipliers": ("network", "alpha", "published_by"),
     "q17_width_knobs": ("work",),
+    "q32_forerunners": ("work",),
+    "q24_literature": ("item", "work"),
+    "q23_resnexts": ("model", "recipe", "resolution"),
+    "q23_branches": ("work",),
     "architectures": ("family",),
     "citations": ("key",),
 }
