@@ -63,6 +63,17 @@ def test_citations_of_the_page_are_in_the_bibliography(question: str) -> None:
     assert {key.strip() for group in cited for key in group.split(",")} <= keys
 
 
+def test_pages_that_share_a_measurement_make_it_alike() -> None:
+    """A record is found by experiment, setup and seed: two pages that mean different things by one name would take each other's."""
+    makers: dict[str, dict[str, str]] = {}
+    for question in questions():
+        for experiment in plan.load(question).values():
+            for entry in experiment.entries("full") + experiment.entries("standard") + experiment.entries("quick"):
+                makers.setdefault(entry["key"], {})[f"{question}.{experiment.name}"] = experiment.trial
+    clashes = sorted({" and ".join(sorted(by)) for by in makers.values() if len(set(by.values())) > 1})
+    assert not clashes, f"one name for two measurements: {'; '.join(clashes)}"
+
+
 def test_a_mixed_verdict_names_what_holds_and_what_fails() -> None:
     verdicts = {v.id: v for q in QUESTIONS for v in Study(q).judge()}
     reason = verdicts["q33.residual-gradient-is-sum"].reason
