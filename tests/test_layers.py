@@ -22,7 +22,11 @@ BENCH = [
     {"cnnstudy.probes", "cnnstudy.networks"},
     {"cnnstudy.train", "cnnstudy.attacks", "cnnstudy.compress", "cnnstudy.engines", "cnnstudy.roofline", "cnnstudy.profiles"},
     {"cnnstudy.hooks", "cnnstudy.defences", "cnnstudy.stopwatch", "cnnstudy.pilot"},
-    {"cnnstudy.blocks", "cnnstudy.sitting", "cnnstudy.pool", "cnnstudy.updates", "cnnstudy.matched", "cnnstudy.pace", "cnnstudy.identity", "cnnstudy.budgets"},
+    {
+        "cnnstudy.blocks", "cnnstudy.sitting", "cnnstudy.pool", "cnnstudy.updates", "cnnstudy.matched", "cnnstudy.pace", "cnnstudy.identity",
+        "cnnstudy.budgets",
+    },
+    {"cnnstudy.rates"},
 ]
 FOUNDATION = {
     "cnnstudy.config", "cnnstudy.stats", "cnnstudy.runtime", "cnnstudy.source", "cnnstudy.fetch", "cnnstudy.archives", "cnnstudy.load",
