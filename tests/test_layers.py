@@ -23,10 +23,10 @@ BENCH = [
     {"cnnstudy.train", "cnnstudy.attacks", "cnnstudy.compress", "cnnstudy.engines", "cnnstudy.roofline", "cnnstudy.profiles"},
     {"cnnstudy.hooks", "cnnstudy.defences", "cnnstudy.stopwatch", "cnnstudy.pilot"},
     {
-        "cnnstudy.blocks", "cnnstudy.sitting", "cnnstudy.pool", "cnnstudy.updates", "cnnstudy.matched", "cnnstudy.pace", "cnnstudy.identity",
-        "cnnstudy.budgets",
+        "cnnstudy.blocks", "cnnstudy.sitting", "cnnstudy.pool", "cnnstudy.updates", "cnnstudy.matched", "cnnstudy.pace",
+        "cnnstudy.identity", "cnnstudy.budgets",
     },
-    {"cnnstudy.rates"},
+    {"cnnstudy.rates", "cnnstudy.preactivation", "cnnstudy.starts"},
 ]
 FOUNDATION = {
     "cnnstudy.config", "cnnstudy.stats", "cnnstudy.runtime", "cnnstudy.source", "cnnstudy.fetch", "cnnstudy.archives", "cnnstudy.load",

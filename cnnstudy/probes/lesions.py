@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cnnstudy.config import Refused
 from cnnstudy.models.wide import PreactBlock
-from cnnstudy.train import evaluate
+from cnnstudy.probes.branches import accuracy
 
 
 class Gone(nn.Module):
@@ -84,7 +84,7 @@ def accuracy_without(model: nn.Module, x: Tensor, y: Tensor) -> np.ndarray:
     found = np.full(len(blocks_of(model)), np.nan)
     for index in deletable(model):
         with delete(model, index):
-            found[index] = evaluate(model, x, y)["acc"]
+            found[index] = accuracy(model, x, y)
     return found
 
 
@@ -102,7 +102,7 @@ def accuracy_without_several(model: nn.Module, x: Tensor, y: Tensor, counts: lis
         each = []
         for _ in range(draws if 0 < count < len(able) else 1):
             with delete(model, *rng.choice(able, size=count, replace=False).tolist()):
-                each.append(evaluate(model, x, y)["acc"])
+                each.append(accuracy(model, x, y))
         found.append(np.mean(each))
     return np.array(found)
 
@@ -111,7 +111,7 @@ def accuracy_without_several(model: nn.Module, x: Tensor, y: Tensor, counts: lis
 def summary(model: nn.Module, x: Tensor, y: Tensor, cheap: float = 0.01) -> dict[str, Any]:
     """The whole network and its single lesions: ``acc``, ``without`` (array, see accuracy_without), ``mean_loss``, ``worst_loss`` and
     ``cheap_share``: the share of the deletable blocks whose deletion costs less than ``cheap`` of accuracy (0.01: one point)."""
-    whole = evaluate(model, x, y)["acc"]
+    whole = accuracy(model, x, y)
     without = accuracy_without(model, x, y)
     losses = whole - without[~np.isnan(without)]
     return {

@@ -97,7 +97,7 @@ def test_several_at_once() -> None:
 
 
 def test_summary_counts_cheap_deletions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lesions, "evaluate", lambda *_: {"acc": 0.9})
+    monkeypatch.setattr(lesions, "accuracy", lambda *_: 0.9)
     monkeypatch.setattr(lesions, "accuracy_without", lambda *_: np.array([0.895, np.nan, 0.85, 0.91, 0.885]))
     found = lesions.summary(nn.Identity(), torch.zeros(1), torch.zeros(1))
     assert found["cheap_share"] == 0.5 and found["deletable"] == 4

@@ -9,12 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
-from cnnstudy import pool
+from cnnstudy import pool, preactivation
 from cnnstudy.config import Refused, Setup
 from cnnstudy.models import VariantConfig, build
 from cnnstudy.models.resnet import ResNetConfig
 from cnnstudy.models.wide import WideConfig
-from cnnstudy.probes import preactivation
 
 
 def test_the_original_block_ends_with_a_norm_and_a_relu_stands_behind_the_sum() -> None:
