@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ def glue(**values: Any) -> None:
     """Put values into the prose: ``glue(gap=0.123)`` and, in Markdown of the same page, ``{glue:text}`gap:.2f```."""
     for name, value in values.items():
         value = value.item() if hasattr(value, "item") else value
+        if isinstance(value, str) and re.fullmatch(r"[\d_.]+(,[\d_.]+)+", value):  # the site reads "10,000" as a pair
+            raise Refused(f"glue {name}={value!r} would be shown as a list of numbers; glue the number, and write `{name}:,` in the text")
         _emit(
             {"application/papermill.record/text/plain": value if isinstance(value, str) else repr(value)},
             {"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}},

@@ -20,6 +20,12 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[dict[str, Any]
     plt.close("all")
 
 
+def test_a_number_with_commas_is_not_glued_as_text() -> None:
+    with pytest.raises(Refused, match=r"images='10,000'.*list of numbers.*`images:,`"):
+        show.glue(images="10,000")
+    show.glue(images="10,000 images", settings="8, 16 and 24", plain="0.50")
+
+
 def test_a_figure_carries_alt_caption_and_name_and_is_the_same_twice(shown: list) -> None:
     for _ in range(2):
         fig, ax = plt.subplots()
