@@ -142,7 +142,7 @@ def kept(acts: Sequence[str], init: str, depth: int, width: int, inputs: int, sh
     """Factor per layer on the activations' variance (``<act>_forward``) and on the gradients' second moment (``<act>_backward``), means
     over draws of geometric means over layers; ``<act>``: the farther of the two from 1."""
     runs = [race([StackConfig(act, init) for act in acts], depth, width, inputs, shape, seed) for seed in range(draws)]
-    found = {}
+    found: dict[str, float] = {}
     for i, act in enumerate(acts):
         there = float(np.mean([per_layer(run["variance"][i]) for run in runs]))
         back = float(np.mean([1 / per_layer(run["gradient"][i]) for run in runs]))
