@@ -25,6 +25,7 @@ from cnnstudy.models import (
     ShuffleConfig,
     ShuffleNetConfig,
     StackConfig,
+    VariantConfig,
     VggConfig,
     WideConfig,
     build,
@@ -152,6 +153,12 @@ CASES: list[tuple[Any, int]] = [
     (DeepVggConfig(16, 0.125, head="fc", last_pool=False), vgg_body(13, 2, 8) + 256 * 512 + 512 + 512 * 512 + 512 + 5_130),
     (DeepVggConfig(width=0.125, last_pool=False), vgg_body(13, 2, 8) + 650),
     # tests/models/test_dense.py adds up the layers
+    (VariantConfig(), 269_722),  # the original, with option A
+    # three blocks: norms before none but after each convolution; a bare 1x1 on the identity shortcut, 1x1 and norm on the others
+    (
+        VariantConfig(8, order="act-conv-norm", on_shortcut="conv", shortcut="B"),
+        (27 * 16 + 32) + (18 * 256 + 64 + 256) + (9 * 512 + 9 * 1024 + 128 + 512 + 64) + (9 * 2048 + 9 * 4096 + 256 + 2048 + 128) + 650,
+    ),
     (DenseConfig(22), 71_686),
     (DenseConfig(40), 176_122),
     # stem; a block of one layer each: norm and 3x3 of 16, 24, 32 channels; transitions that keep all; final norm and head
