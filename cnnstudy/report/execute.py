@@ -158,7 +158,7 @@ def draw(question: str, given: Mapping[str, Any], target: Path, board: Board, th
 
 
 def _child(question: str, stage: str, profile: str, follower: _Follower | None, work: Callable[..., int | None]) -> None:
-    """Run a step's process, and write how it went into the diary (drawings that went well are not worth a line)."""
+    """Run a step's process, and write how it went into the diary (a drawing that went well is worth a line after one that failed)."""
     started, before = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), time.monotonic()
     log = BUILD / "failed" / f"{question}-{stage}.log"
     state, error, peak = "failed", None, None
@@ -173,7 +173,14 @@ def _child(question: str, stage: str, profile: str, follower: _Follower | None, 
         error = str(failure)
         raise
     finally:
-        if (follower or state == "failed") and (evidence.store_root() / machine_id()).is_dir():
+        worth = follower is not None or state == "failed" or _failed_before(question, stage)
+        if worth and (evidence.store_root() / machine_id()).is_dir():
             seconds = round(time.monotonic() - before, 1)
             made = follower.recorded if follower else 0
             runs.append(runs.Run(question, stage, profile, state, started, seconds, made, peak, error), machine_id())
+
+
+def _failed_before(question: str, stage: str) -> bool:
+    """Whether the diary's last word on a step of a page is that it failed."""
+    states = [run.state for run in runs.read(machine_id()) if (run.question, run.stage) == (question, stage)]
+    return states[-1:] == ["failed"]
