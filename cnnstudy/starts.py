@@ -52,7 +52,8 @@ class _Curve(Hook):
     """Accuracy on the first test images before training and after each epoch."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.x, self.y, self.found = x, y, [0.0][:0]
+        self.x, self.y = x, y
+        self.found: list[float] = []
 
     def on_epoch(self, model: nn.Module, epoch: int) -> None:
         self.found.append(evaluate(model, self.x, self.y)["acc"])

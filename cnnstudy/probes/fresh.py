@@ -35,7 +35,7 @@ RULE = {
     "normal": lambda fan_in, fan_out: 1e-4 * fan_in,
 }
 LIBRARY = ("torchvision", "timm")
-LARGE = 8_000_000  # a network with more parameters has layers so large that one build is enough
+LARGE = 20_000_000  # a network with more parameters has layers so large that one build is enough
 KINDS = ("dense", "1x1", "depthwise", "fully connected")
 TOLERANCE = 0.1  # how near to 1 the variance over He's must be to count
 

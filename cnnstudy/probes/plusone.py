@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from cnnstudy.config import Refused
-from cnnstudy.models import build
 from cnnstudy.models.resnet import Block, ResNetConfig
-from cnnstudy.probes.branches import scaled
-from cnnstudy.probes.jacobians import Parts, block_inputs, calibrated, jacobian, residual_blocks
+from cnnstudy.probes.jacobians import calibrated, jacobian
 
 SIGNALS = 100  # random backward signals per block
 ROUNDING = 1e-9  # many singular values are exactly 1, but for rounding
@@ -77,25 +75,6 @@ def _gain(layer: nn.Module, x: Tensor, g: Tensor) -> float:
     y = layer(point)
     (back,) = torch.autograd.grad(y, point, g.view_as(y))
     return float(back.norm() / g.norm())
-
-
-def fading(cfg: Any, scale: float, seed: int, side: int = 8, images: int = 32) -> dict[str, Any]:
-    """Singular values of the blocks with identity shortcuts of a fresh network, each with its branch scaled and taken by itself.
-
-    As ``branches.tiny_branch``, but batch norms hold the statistics of ``images`` random images (of two, deep in the network, they would
-    be those of eight numbers); looked at is the first image, as it arrives at each block with no branch scaled.  ``min``, ``max``;
-    ``within``: share in [0.95, 1.05]; ``zero``: share below 1e-6; ``count``; ``values``: 200 quantiles.
-    """
-    torch.manual_seed(seed)
-    x = torch.rand(images, 3, side, side, dtype=torch.float64)
-    net = calibrated(build(cfg), x)
-    pairs = zip(residual_blocks(scaled(net, scale)), block_inputs(net, x[:1]), strict=True)
-    spectra = [torch.linalg.svdvals(jacobian(Parts(one), point)).numpy() for one, point in pairs if Parts(one).identity]
-    values = np.concatenate(spectra)
-    return {
-        "min": float(values.min()), "max": float(values.max()), "within": float(((values >= 0.95) & (values <= 1.05)).mean()),
-        "zero": float((values < 1e-6).mean()), "count": len(values), "values": np.quantile(values, np.linspace(0, 1, 200)),
-    }  # fmt: skip
 
 
 def linear_block(slope: float, channels: int = 4, side: int = 4) -> dict[str, float]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -46,13 +45,6 @@ class Moments:
         return covariance
 
 
-def of_features(features: Tensor) -> float:
-    """Participation ratio of vectors (N, C) or maps (N, C, H, W), each pixel a vector."""
-    seen = Moments()
-    seen.add(features)
-    return participation_ratio(seen.covariance())
-
-
 @torch.no_grad()
 def by_stage(model: nn.Module, x: Tensor, pooled: bool = False, batch: int = 250) -> dict[str, list[float]]:
     """The features at the end of each stage when ``model`` sees ``x`` (N, 3, H, W), evaluation mode.
@@ -87,9 +79,3 @@ def by_stage(model: nn.Module, x: Tensor, pooled: bool = False, batch: int = 250
         for key, value in zip(found, (ratio, width, ratio / width, normed), strict=True):
             found[key].append(float(value))
     return found
-
-
-def covariance_of(features: np.ndarray) -> np.ndarray:
-    """Covariance (C, C) of vectors (N, C), divided by N: the plain formula, for a check by hand."""
-    centred = features - features.mean(0)
-    return np.asarray(centred.T @ centred / len(features))

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from cnnstudy.config import Refused
-from cnnstudy.models.resnet import ResNetConfig
 from cnnstudy.probes import plusone
 from cnnstudy.probes.jacobians import jacobian
 
@@ -36,20 +35,6 @@ def test_the_worst_signal_is_the_smallest_singular_value() -> None:
     assert 0 < found["below_1"] < 1
     assert found["median_signal"] > 1  # a random signal comes out longer: both parts add up
     assert found["values"].shape == (500,)
-
-
-@pytest.mark.parametrize("preact", [True, False])
-def test_a_silent_branch_leaves_the_identity_or_what_the_relu_lets_through(preact: bool) -> None:
-    found = plusone.fading(ResNetConfig(14, width=2, preact=preact), 0.0, seed=0, side=4, images=4)
-    assert found["max"] == pytest.approx(1)
-    assert (found["zero"] == 0) is preact
-    assert found["within"] == pytest.approx(1 - found["zero"])
-
-
-def test_a_branch_of_full_size_spreads_the_spectrum() -> None:
-    found = plusone.fading(ResNetConfig(14, width=2, preact=True), 1.0, seed=0, side=4, images=4)
-    assert found["min"] < 0.9 < 1.1 < found["max"]
-    assert found["count"] == 2 * 16 * 2 + 4 * 4 + 8  # two blocks of the first stage, one of each other
 
 
 def test_no_draws_are_refused() -> None:
