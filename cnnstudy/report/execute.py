@@ -142,7 +142,7 @@ def measure(question: str, stage: str, order: Order, board: Board, threads: int)
             env["CNNSTUDY_KEYS"] = str(chosen)
         _child(question, stage, order.profile, follower, partial(
             children.run, "cnnstudy.report.cells", [question, json.dumps(order.given())], timeout=order.timeout, env=env, on_tick=follower,
-            threads=cores() if stage == "time" else threads, fresh=stage == "time",
+            threads=cores() if stage == "time" else threads,
         ))  # fmt: skip
     return follower.recorded
 

@@ -220,7 +220,7 @@ def start(
     """Run ``module.main()`` with ``sys.argv[1:] = arguments`` in a child; all that it prints goes to ``log``.
 
     ``threads``: of torch and the numerical libraries.  ``env``: added to the caller's environment; what Python reads as it
-    starts (``PYTHON...``) has no effect on a fork.  ``fresh``: an interpreter of its own in any case, as for timings.
+    starts (``PYTHON...``) has no effect on a fork.  ``fresh``: an interpreter of its own in any case.
     Any thread may call this.
     """
     counts = dict.fromkeys(THREADS, str(threads))
