@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,13 @@ def load(question: str, root: Path | None = None) -> Ledger:
 
 def load_file(path: Path) -> Ledger:
     """Read and check one ledger."""
+    state = path.stat()
+    return _loaded(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _loaded(path: Path, size: int, changed: int) -> Ledger:
+    """A ledger, read once per state of its file; callers must not alter it."""
     return parse(path.read_text("utf-8"), path)
 
 
