@@ -18,7 +18,7 @@ The map of rooms.  Imports go strictly downwards; the two halves never import ea
         evidence, runs, plan, published, frontier  records, the diary, what is expected, figures from papers
 
     bench    (torch; never questions)
-        rates, starts, preactivation             protocols of single questions: chains, initial weights, orders of operations
+        rates, starts, preactivation, placement  protocols of single questions: chains, initial weights, orders of operations
         pool, matched, updates, identity         base networks trained once; equal fits; weights watched, frozen, rescaled
         blocks, sitting, pace, budgets > stopwatch  layers and networks timed in one sitting, with any engine
         pilot, hooks, defences                   a rate for each network; look on or step in while it learns

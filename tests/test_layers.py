@@ -26,7 +26,7 @@ BENCH = [
         "cnnstudy.blocks", "cnnstudy.sitting", "cnnstudy.pool", "cnnstudy.updates", "cnnstudy.matched", "cnnstudy.pace",
         "cnnstudy.identity", "cnnstudy.budgets",
     },
-    {"cnnstudy.rates", "cnnstudy.preactivation", "cnnstudy.starts"},
+    {"cnnstudy.rates", "cnnstudy.preactivation", "cnnstudy.starts", "cnnstudy.placement"},
 ]
 FOUNDATION = {
     "cnnstudy.config", "cnnstudy.stats", "cnnstudy.runtime", "cnnstudy.source", "cnnstudy.fetch", "cnnstudy.archives", "cnnstudy.load",
