@@ -48,6 +48,8 @@ def test_a_second_run_is_refused_and_told_who_holds_the_checkout(project: Projec
     first = start(project, *QUICK, "--set", "pause=20")
     try:
         until((project.root / "_build/run.holder.json").exists)
+        assert first.stdout is not None
+        first.stdout.readline()  # it listens to Ctrl-C from here on, even where it was started with that ignored
         second = project.run(*QUICK)
         assert second.returncode == 2 and len(second.stderr.splitlines()) == 1
         assert f"process {first.pid}" in second.stderr and "cnnstudy run --profile quick" in second.stderr
