@@ -41,13 +41,17 @@ class Experiment:
     _keys: dict[tuple[int, int], str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def expect(self, profile: str, setups: Iterable[Setup], seeds: Iterable[int]) -> None:
-        """Add setups with seeds to a profile."""
+        """Add setups with seeds to a profile; what is expected already is not expected twice, or one record would count as two."""
         rows = self.profiles.setdefault(profile, [])
+        asked = [int(s) for s in seeds]
         for setup in setups:
             form = canonical(setup)
             if form not in self.setups:
                 self.setups.append(form)
-            rows.append((self.setups.index(form), [int(s) for s in seeds]))
+            which = self.setups.index(form)
+            known = {seed for i, some in rows if i == which for seed in some}
+            if new := [seed for seed in dict.fromkeys(asked) if seed not in known]:
+                rows.append((which, new))
 
     def entries(self, profile: str) -> list[dict[str, Any]]:
         """The expected measurements of a profile: ``{"setup", "seed", "key"}`` each."""

@@ -11,7 +11,7 @@ import pytest
 from conftest import LEDGER
 
 from cnnstudy.config import Refused, Setup, key
-from cnnstudy.report import evidence, study
+from cnnstudy.report import evidence, plan, study
 from cnnstudy.report.study import Study
 
 
@@ -60,6 +60,14 @@ def test_two_calls_of_one_experiment_add_up(toy: Path) -> None:
 
 def test_a_setup_on_two_grids_is_measured_once(toy: Path) -> None:
     assert len(Study("q99", "quick").measure("squares", [*SETUPS, *SETUPS], square)) == 2
+
+
+def test_a_setup_of_two_calls_is_expected_once() -> None:
+    """Else its record would stand in a page's table twice, and in an interval as two seeds."""
+    one = plan.Experiment("squares")
+    one.expect("quick", SETUPS, [0, 1])
+    one.expect("quick", SETUPS[:1], [1, 2, 2])
+    assert [(e["setup"]["n"], e["seed"]) for e in one.entries("quick")] == [(1, 0), (1, 1), (2, 0), (2, 1), (1, 2)]
 
 
 def test_what_is_shown_is_read_back(toy: Path) -> None:
