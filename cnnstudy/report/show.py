@@ -65,8 +65,9 @@ def source(frame: pd.DataFrame) -> str:
     """The end of a caption: how many runs, which profile, which machine, from the rows that are shown."""
     if not len(frame):
         return "No record yet."
-    seeds = frame["seed"].nunique()
-    runs = f"{len(frame)} measurements" + (f", {seeds} seeds each" if seeds > 1 else "")
+    each = frame["seed"].value_counts()
+    seeds = f", {'' if each.nunique() == 1 else 'up to '}{len(each)} seeds each" if len(each) > 1 else ""
+    runs = f"{len(frame)} measurement{'s' if len(frame) > 1 else ''}{seeds}"
     machines = ", ".join(sorted(frame["machine"].unique()))
     return f"{runs}; measured on {machines}, profile {', '.join(sorted(frame['profile'].unique()))}."
 

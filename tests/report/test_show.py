@@ -74,6 +74,8 @@ def test_power() -> None:
 def test_source_tells_n_profile_and_machine() -> None:
     frame = pd.DataFrame({"seed": [0, 1, 0, 1], "machine": "m", "profile": "standard"})
     assert show.source(frame) == "4 measurements, 2 seeds each; measured on m, profile standard."
+    assert show.source(frame.iloc[:3]) == "3 measurements, up to 2 seeds each; measured on m, profile standard."
+    assert show.source(frame.iloc[:1]) == "1 measurement; measured on m, profile standard."
     assert show.source(frame.iloc[:0]) == "No record yet."
 
 
