@@ -117,7 +117,10 @@ def repository(tmp_path: Path) -> Path:
             "(q33)=\n# Q33\n\nSee {numref}`fig-loss` and {eq}`eq-sum`; $y = F(x) + x$.\n\n"
             "```{math}\n:label: eq-sum\n\\sum_i \\frac{a_i}{2}\n```",
             {"data": {"image/png": png(), "text/plain": ALT}, "metadata": {"image/png": about}},
-            {"data": {VEGA: {"mark": "point", "title": "</script>"}, "text/plain": "c"}, "metadata": {VEGA: about | {"name": "fig-2"}}},
+            {
+                "data": {VEGA: {"mark": "point", "title": "</script>"}, "text/plain": "c"},
+                "metadata": {VEGA: about | {"name": "fig-2", "caption": "A rehearsal."}},
+            },
             {"data": {"text/html": f'<section class="cnn-verdicts">{verdicts}</section>', "text/plain": "v"}},
         )
     )
@@ -194,6 +197,8 @@ def test_the_site_builds_twice_alike_and_shows_outputs_as_agreed(repository: Pat
     first = content(out)
     page = first["notebooks/q33_x.html"].decode()
     assert f'alt="{ALT}"' in page
+    figures = re.findall(r"<figure [^>]*>", page)
+    assert ["cnn-rehearsal" in one for one in figures] == [False, True], "what is only rehearsed must not look like a result"
     assert re.search(
         r'<figcaption>\s*<p><span class="caption-number">Fig. 1 </span>.*Loss, 3 seeds; after .*He <em>et al.</em>', page, re.S
     )
