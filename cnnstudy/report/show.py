@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cnnstudy.report.verdicts import Verdict
 
 Format = str | Callable[[Any], str]
+REHEARSAL = "A rehearsal"  # a caption with these words tells of networks that are hardly trained; its figure must not look like a result
 
 
 def _emit(data: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
@@ -70,6 +71,11 @@ def source(frame: pd.DataFrame) -> str:
     runs = f"{len(frame)} measurement{'s' if len(frame) > 1 else ''}{seeds}"
     machines = ", ".join(sorted(frame["machine"].unique()))
     return f"{runs}; measured on {machines}, profile {', '.join(sorted(frame['profile'].unique()))}."
+
+
+def rehearsal(frame: pd.DataFrame) -> str:
+    """What a caption says of trained networks that only ``quick`` has recorded: the site frames such a figure; otherwise nothing."""
+    return f"{REHEARSAL} on few images, which decides nothing. " if len(frame) and (frame["profile"] == "quick").all() else ""
 
 
 def _cells(frame: pd.DataFrame, formats: Mapping[str, Format] | None) -> list[list[str]]:

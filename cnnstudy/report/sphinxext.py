@@ -25,7 +25,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
 
-from cnnstudy.report import overview, pages
+from cnnstudy.report import overview, pages, show
 
 if TYPE_CHECKING:
     from myst_nb.core.render import MimeData, NbElementRenderer
@@ -49,7 +49,6 @@ FIRST_MODE = (
     "{const d=document.documentElement.dataset;d.mode||='auto';"
     "d.theme||=matchMedia('(prefers-color-scheme: dark)').matches?'dark':'light';}"
 )
-REHEARSAL = "A rehearsal"  # a caption with these words tells of networks that are hardly trained; its figure must not look like a result
 CHARTS = "cnnstudy_charts"  # key of a page's metadata: this page has a chart
 
 
@@ -97,7 +96,7 @@ def _chart(renderer: NbElementRenderer, data: MimeData, alt: str) -> nodes.Eleme
 
 def _figure(renderer: NbElementRenderer, data: MimeData, shown: list[nodes.Element], about: dict[str, Any]) -> nodes.Element:
     """A figure around ``shown``, with its caption as MyST text and its name as a label to refer to."""
-    rehearsed = ["cnn-rehearsal"] if REHEARSAL in str(about["caption"]) else []
+    rehearsed = ["cnn-rehearsal"] if show.REHEARSAL in str(about["caption"]) else []
     figure = nodes.figure("", *shown, classes=["cnn-figure", *rehearsed])
     document = renderer.renderer
     figure.source, figure.line = _place(renderer, data)

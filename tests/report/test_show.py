@@ -79,6 +79,12 @@ def test_source_tells_n_profile_and_machine() -> None:
     assert show.source(frame.iloc[:0]) == "No record yet."
 
 
+def test_only_what_quick_alone_has_recorded_is_a_rehearsal() -> None:
+    frame = pd.DataFrame({"profile": ["quick", "standard"]})
+    assert show.rehearsal(frame.iloc[:1]).startswith(show.REHEARSAL)
+    assert show.rehearsal(frame) == show.rehearsal(frame.iloc[:0]) == ""
+
+
 def a_study(kind: str) -> Any:
     """Just enough of a study for the run card and the evidence: one experiment with three records."""
     frame = pd.DataFrame({"n": [1, 2, 3], "ms": [1.0, 2.0, 3.0], "seed": 0, "machine": "m", "profile": "quick", "failed": None})
