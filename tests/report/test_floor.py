@@ -330,7 +330,7 @@ def test_what_hangs_on_a_difference_of_times_feels_the_floor_more_often() -> Non
 
 
 DESCRIBED = {  # timed alone, and compared with nothing: what they found is shown, and no verdict may rest on it
-    "q05.roofline", "q05.matched_latency", "q08.block_latency", "q23.step_latency", "q23.zoo_latency", "q27.step_time",
+    "q05.roofline", "q05.matched_latency", "q08.block_latency", "q20.zoo_settings", "q23.step_latency", "q23.zoo_latency", "q27.step_time",
     "q34.small_step_time", "q34.recompute_time",
 }  # fmt: skip
 
