@@ -20,7 +20,7 @@ from cnnstudy.report import plan as plans
 from cnnstudy.runtime import machine_id
 
 # besides pictures seen in training, what a setup's time grows with in proportion, as far as records tell; batch and attack steps do not
-WORK = ("model.depth", "runs", "samples")
+WORK = ("model.depth", "runs", "samples", "how.steps", "units.units")
 TRAINING = ("recipe.epochs", "recipe.steps", "data.train")
 LEAST_S = 1e-3  # what records hold of the shortest
 

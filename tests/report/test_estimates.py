@@ -73,6 +73,16 @@ def test_steps_count_where_they_cap_the_epochs(house: House) -> None:
     assert Durations().seconds("q92", "training", entry) == pytest.approx(60)
 
 
+def test_a_regression_takes_as_long_as_its_steps_and_units(house: House) -> None:
+    one = plan.Experiment("regression", trial="dd")
+    one.setups = [{"how": {"steps": steps}, "units": {"units": units}} for steps, units in ((100, 1), (2000, 4))]
+    one.profiles = {"quick": [(0, [0])], "standard": [(1, [0])], "full": []}
+    house.page("q92", plans={"regression": one})
+    house.record("q92", "regression", house.entries("q92", "regression", "quick"), seconds=2)
+    entry = house.entries("q92", "regression", "standard")[0]
+    assert Durations().seconds("q92", "regression", entry) == pytest.approx(2 * 20 * 4)
+
+
 def test_another_kind_of_model_gives_the_mean_of_the_experiment(house: House) -> None:
     one = experiments()["training"]
     one.setups += [training(2, kind="Other")]
