@@ -11,7 +11,7 @@ The map of rooms.  Imports go strictly downwards; the two halves never import ea
         drawing > shell; cells                   a notebook executed from records; its measuring cells alone
         status, choosing > estimates, standing   what is recorded and what it would take; vouch: older code, same numbers
         compare, bundle > intake, history        machines side by side; records that travel; sentinels: exact ones agree
-        study > show, charts, theme              what a notebook holds, and what a reader sees
+        study > results, show, charts, theme     what a notebook holds, and what a reader sees
         site > sphinxext, pages, checks          the static site
         verdicts > select, rules, trends, judging, rows, outcomes, wording
         claims > conditions                      the ledger, typed

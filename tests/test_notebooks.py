@@ -16,6 +16,7 @@ from cnnstudy.report.cells import notebook_path, parameters, questions
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = questions()
+MEASURING = ("learn", "learned")  # functions of notebooks that return what ``measure`` does
 PARAMETERS = {"profile": "recorded", "machine": "reference", "overrides": {}}
 
 
@@ -53,6 +54,39 @@ def test_trials_fit_in_twelve_lines(question: str) -> None:
             for node in ast.parse("".join(cell["source"])).body:
                 if isinstance(node, ast.FunctionDef):
                     assert (node.end_lineno or 0) - node.lineno < 12, f"{question}: {node.name}"
+
+
+def _measured(source: str) -> tuple[set[str], list[tuple[str, str, set[str]]], dict[str, ast.FunctionDef]]:
+    """Names that hold rows of an experiment; per call of ``measure`` the experiment, its trial and its keywords; the functions."""
+    tree, rows, calls = ast.parse(source), set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "study.measure" and len(node.args) > 2:
+            calls.append((ast.unparse(node.args[0]), ast.unparse(node.args[2]), {k.arg or "" for k in node.keywords}))
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            function = node.value.func
+            if ast.unparse(function) == "study.measure" or getattr(function, "id", "") in MEASURING:
+                rows |= {name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return rows, calls, {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
+
+
+def _names(functions: dict[str, ast.FunctionDef], name: str, seen: set[str]) -> set[str]:
+    """The global names that a function and those that it calls look at."""
+    if name not in functions or name in seen:
+        return set()
+    seen.add(name)
+    nodes = [n for n in ast.walk(functions[name]) if isinstance(n, ast.Name)]
+    own = {a.arg for a in functions[name].args.args} | {n.id for n in nodes if isinstance(n.ctx, ast.Store)}
+    used = {n.id for n in nodes} - own
+    return used.union(*(_names(functions, other, seen) for other in used))
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_trial_that_looks_up_rows_says_so(question: str) -> None:
+    """Else ``run --minutes`` and ``run --only`` would measure it without what it looks up."""
+    measuring = [c for c in cells(question) if c["cell_type"] == "code" and "show" not in c["metadata"].get("tags", [])]
+    rows, calls, functions = _measured("\n".join("".join(c["source"]) for c in measuring))
+    silent = [e for e, trial, given in calls if _names(functions, trial, set()) & rows and "reads" not in given]
+    assert not silent, f"{question}: {silent} look up other rows; say which: study.measure(..., reads=...)"
 
 
 @pytest.mark.parametrize("question", QUESTIONS)

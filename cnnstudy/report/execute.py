@@ -21,6 +21,7 @@ from typing import Any
 
 from cnnstudy.config import Refused, choose
 from cnnstudy.report import children, claims, evidence, locks, runs, vouch
+from cnnstudy.report import plan as plans
 from cnnstudy.report.cells import notebook_path, parameters
 from cnnstudy.report.children import PageFailed, Stopped
 from cnnstudy.report.estimates import Entry, missing
@@ -78,13 +79,15 @@ def stage_of(question: str, experiment: str) -> str:
 
 
 def todo(question: str, stage: str, order: Order) -> list[Entry]:
-    """What a step of a page has to measure; overrides are not in the plan and not counted."""
+    """What a step of a page has to measure, with what chosen experiments look up; overrides are not in the plan and not counted."""
     entries = missing(question, order.profile) + (vouch.stale(question, order.profile) if order.stale else [])
+    plan = plans.load(question) if order.only else {}
+    read = {key for e, entry in entries if e.name in order.only for key in plans.behind(plan, e.name, entry, order.profile)}
     return [
         (e, entry)
         for e, entry in entries
         if stage_of(question, e.name) == stage
-        and (not order.only or e.name in order.only)
+        and (not order.only or e.name in order.only or entry["key"] in read)
         and (order.keys is None or entry["key"] in order.keys)
     ]
 
@@ -136,9 +139,9 @@ def measure(question: str, stage: str, order: Order, board: Board, threads: int)
         env = follower.env() | {"CNNSTUDY_ONLY": " ".join(sorted(names))}
         if order.stale:
             env["CNNSTUDY_STALE"] = "1"
-        if order.keys is not None:
+        if (order.keys is not None or order.only) and not order.overrides:
             chosen = Path(scratch) / "keys"
-            chosen.write_text("\n".join(sorted(order.keys)))
+            chosen.write_text("\n".join(sorted(entry["key"] for _, entry in entries)))
             env["CNNSTUDY_KEYS"] = str(chosen)
         _child(question, stage, order.profile, follower, partial(
             children.run, "cnnstudy.report.cells", [question, json.dumps(order.given())], timeout=order.timeout, env=env, on_tick=follower,

@@ -28,7 +28,10 @@ def plans_root() -> Path:
 
 @dataclass
 class Experiment:
-    """What is expected of one experiment: ``setups`` once each, and per profile which of them with which seeds."""
+    """What is expected of one experiment: ``setups`` once each, and per profile which of them with which seeds.
+
+    ``reads``: by a setup's number, the measurements that its trial looks up, as pairs of an experiment's name and a number in its setups.
+    """
 
     name: str
     protocol: int = 1
@@ -36,6 +39,7 @@ class Experiment:
     modules: list[str] = field(default_factory=list)
     kinds: dict[str, str] = field(default_factory=dict)
     setups: list[dict[str, Any]] = field(default_factory=list)
+    reads: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     profiles: dict[str, list[tuple[int, list[int]]]] = field(default_factory=dict)
     _codes: dict[tuple[str, ...], str] = field(default_factory=dict, init=False, repr=False, compare=False)
     _keys: dict[tuple[int, int], str] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -53,15 +57,29 @@ class Experiment:
             if new := [seed for seed in dict.fromkeys(asked) if seed not in known]:
                 rows.append((which, new))
 
+    def read(self, setup: Setup, what: Mapping[str, Iterable[Setup]], plan: Mapping[str, Experiment]) -> None:
+        """Note what a setup's trial looks up; refused unless that is expected already."""
+        rows = self.reads.setdefault(str(self.setups.index(canonical(setup))), [])
+        for name, setups in what.items():
+            for form in map(canonical, setups):
+                if name not in plan or form not in plan[name].setups:
+                    raise Refused(f"{self.name} reads {name} with a setup that is not measured before it: {json.dumps(form)}")
+                if (row := (name, plan[name].setups.index(form))) not in rows:
+                    rows.append(row)
+
     def entries(self, profile: str) -> list[dict[str, Any]]:
         """The expected measurements of a profile: ``{"setup", "seed", "key"}`` each."""
         return [
-            {"setup": self.setups[i], "seed": seed, "key": self._key(i, seed)}
+            {"setup": self.setups[i], "seed": seed, "key": self.key_of(i, seed)}
             for i, seeds in self.profiles.get(profile, [])
             for seed in seeds
         ]
 
-    def _key(self, i: int, seed: int) -> str:
+    def seeds(self, i: int, profile: str) -> list[int]:
+        """The seeds that a profile expects of a setup."""
+        return [seed for which, some in self.profiles.get(profile, []) if which == i for seed in some]
+
+    def key_of(self, i: int, seed: int) -> str:
         """The key of a planned measurement; profiles share most of theirs."""
         if (i, seed) not in self._keys:
             self._keys[i, seed] = key(self.name, self.setups[i], seed, self.protocol)
@@ -85,9 +103,27 @@ class Experiment:
             "trial": self.trial,
             "modules": self.modules,
             "kinds": self.kinds,
+            **({"reads": self.reads} if self.reads else {}),
             "setups": self.setups,
             "profiles": {p: rows for p, rows in self.profiles.items()},
         }
+
+
+def behind(plan: Mapping[str, Experiment], name: str, entry: Mapping[str, Any], profile: str) -> list[str]:
+    """The keys of all that a measurement expected in a profile looks up, and of what that looks up in turn.
+
+    A setup with several seeds looks up its own; one with a single seed (no training) looks up all that there are.
+    """
+    one, found = plan[name], []
+    mine = one.setups.index(entry["setup"]) if one.reads else 0
+    for upstream, i in one.reads.get(str(mine), []):
+        other = plan[upstream]
+        seeds = other.seeds(i, profile)
+        if entry["seed"] in seeds and len(one.seeds(mine, profile)) > 1:
+            seeds = [entry["seed"]]
+        for seed in seeds:
+            found += [*behind(plan, upstream, {"setup": other.setups[i], "seed": seed}, profile), other.key_of(i, seed)]
+    return list(dict.fromkeys(found))
 
 
 def load(question: str) -> dict[str, Experiment]:
@@ -143,6 +179,8 @@ def make(question: str) -> dict[str, Experiment]:
                 one.modules = call.modules
                 one.kinds |= call.kinds
                 one.expect(profile, call.setups, call.seeds)
+                for setup, what in call.reads.items():
+                    one.read(setup, what, experiments)
     finally:
         os.environ.pop("CNNSTUDY_PLANNING") if before is None else os.environ.update(CNNSTUDY_PLANNING=before)
     return experiments

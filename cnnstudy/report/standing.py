@@ -161,7 +161,8 @@ def recorded(machine: str) -> dict[str, Brief]:
 
 
 def selected(condition: Mapping[str, Any], plan: Mapping[str, plans.Experiment], flats: Flats | None = None) -> dict[str, list[str]]:
-    """The keys that a condition selects, per profile from its ``needs`` up; profiles with too few seeds for it are left out.
+    """The keys that a condition selects, with what their trials look up, per profile from its ``needs`` up; profiles with too few seeds
+    for it are left out.
 
     ``flats``: keeps flattened setups from call to call, which saves most of the time.
     """
@@ -175,7 +176,8 @@ def selected(condition: Mapping[str, Any], plan: Mapping[str, plans.Experiment],
                 seeds.setdefault(id(entry["setup"]), set()).add(entry["seed"])
             beside = floor_entries(condition, plan, profile)
             if chosen and min(map(len, seeds.values())) >= int(condition.get("min_seeds", 1)) and (beside is None or beside):
-                found[profile] = list(dict.fromkeys(entry["key"] for entry in [*chosen, *(beside or ())]))
+                read = [key for entry in chosen for key in plans.behind(plan, name, entry, profile)]
+                found[profile] = list(dict.fromkeys([*read, *(entry["key"] for entry in [*chosen, *(beside or ())])]))
     return found
 
 

@@ -21,6 +21,7 @@ from cnnstudy.config import Refused, Setup, canonical, choose, flatten, grid, ke
 from cnnstudy.load import Watch
 from cnnstudy.report import claims, evidence, plan, vouch
 from cnnstudy.report.progress import Progress
+from cnnstudy.report.results import split
 from cnnstudy.runtime import machine_id, provenance, seed_all
 from cnnstudy.source import code_digest, config_modules, modules_of, trial_digest
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from cnnstudy.report.verdicts import Verdict
 
 Trial = Callable[..., Any]
-LINE_VALUES = 256  # numbers of a list that may stand in a record's line; longer ones are arrays beside it
+Reads = Callable[[Setup], Iterable[Setup]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Planned:
     trial: str
     modules: list[str]
     kinds: dict[str, str]
+    reads: dict[Setup, dict[str, list[Setup]]]
 
 
 @dataclass(frozen=True)
@@ -127,12 +129,16 @@ class Study:
         trial: Trial,
         seeds: Sequence[int] | None = None,
         together: str | None = None,
+        reads: Iterable[str] | Mapping[str, Reads] = (),
     ) -> pd.DataFrame:
         """One row per setup and seed, each found in the records or measured and recorded at once.
 
         ``trial(setup, seed) -> {metric: number, text, short list or array}``.  ``seeds`` defaults to the profile's
         where the experiment is trained, else to [0].  With ``together="model"`` setups that differ only in ``model``
         are measured in one call, ``trial(setups, seed) -> one dict each``, so that timings can be interleaved.
+        ``reads={"base_networks": pair}``: the trial looks up other measurements of this page, of the setups ``pair(setup)``, with its own
+        seed (all seeds, if it has but one); ``reads=["base_networks"]``: of all setups so far.  Whoever plans or measures a part of a page
+        has to know that.
         """
         spec = self.ledger.experiments[choose(f"experiment of {self.question}", experiment, self.ledger.experiments)]
         if not self.measures:
@@ -140,7 +146,8 @@ class Study:
         wanted = list(dict.fromkeys(setups))  # a setup may stand on two grids
         chosen = list(seeds) if seeds is not None else list(self.p.seeds) if spec.kind == "trained" else [0]
         kinds = {name: module for setup in wanted for name, module in config_modules(setup).items()}
-        call = Planned(experiment, wanted, chosen, spec.protocol, trial_digest(trial), modules_of(trial), kinds)
+        read = self._read_by(wanted, reads)
+        call = Planned(experiment, wanted, chosen, spec.protocol, trial_digest(trial), modules_of(trial), kinds, read)
         self.planned.append(call)
         if self.planning:
             import pandas as pd
@@ -169,12 +176,32 @@ class Study:
         if chosen := os.environ.get("CNNSTUDY_KEYS"):  # a file: the runner was asked for these measurements alone
             wanted = set(Path(chosen).read_text("utf-8").split())
             missing = [t for t in missing if keys[t] in wanted]
+        self._refuse_without(call, missing)
         with Progress(self.question, call.experiment, len(todo), len(todo) - len(missing)) as progress:
             for group in _groups(missing, together):
                 progress.begin(_label(group[0][0], call.setups))
                 for record, arrays in self._trial(call, trial, group, together is not None, code):
                     evidence.append(record, machine, arrays=arrays)
                     progress.advance(record["provenance"]["seconds"], record.get("failed"))
+
+    def _read_by(self, setups: Iterable[Setup], reads: Iterable[str] | Mapping[str, Reads]) -> dict[Setup, dict[str, list[Setup]]]:
+        every = {name: [s for c in self.planned if c.experiment == name for s in c.setups] for name in reads}
+        narrow = reads if isinstance(reads, Mapping) else {}
+        return {setup: {n: list(narrow[n](setup)) if n in narrow else of for n, of in every.items()} for setup in setups} if every else {}
+
+    def _refuse_without(self, call: Planned, missing: Iterable[tuple[Setup, int]]) -> None:
+        """Say in one line what a trial would look up in vain."""
+        for name in dict.fromkeys(name for what in call.reads.values() for name in what):
+            seeds = {s for c in self.planned if c.experiment == name for s in c.seeds}
+            protocol = self.ledger.experiments[name].protocol
+            keys = {
+                key(name, one, s, protocol)
+                for setup, seed in missing
+                for one in call.reads[setup].get(name, ())
+                for s in ([seed] if seed in seeds and len(call.seeds) > 1 else seeds)
+            }
+            if lacking := len(keys) - len(evidence.find(keys, self.machines[0])):
+                raise Refused(f"{call.experiment} looks up {lacking} measurements of {name} that are not recorded here; measure {name} too")
 
     def _trial(
         self, call: Planned, trial: Trial, group: list[tuple[Setup, int]], together: bool, code: Mapping[Setup, str]
@@ -192,7 +219,7 @@ class Study:
                 results, failed = [{} for _ in group], str(error)
             seconds = (time.perf_counter() - before) / len(group)
         for (setup, _), result in zip(group, results, strict=True):
-            metrics, arrays = _split(result, call.experiment)
+            metrics, arrays = split(result, call.experiment)
             record = {
                 "key": key(call.experiment, setup, seed, call.protocol),
                 "question": self.question,
@@ -289,33 +316,3 @@ def _label(setup: Setup, all_setups: Sequence[Setup]) -> str:
     flat = [flatten(canonical(s)) for s in all_setups]
     mine = flatten(canonical(setup))
     return " ".join(f"{n.split('.')[-1]}={v}" for n, v in mine.items() if any(f.get(n) != v for f in flat))
-
-
-def _split(result: Mapping[str, Any], experiment: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metrics for the record's line, and arrays that go beside it."""
-    import numpy as np
-
-    metrics: dict[str, Any] = {}
-    arrays: dict[str, Any] = {}
-    for name, value in result.items():
-        if isinstance(value, np.ndarray):
-            arrays[name] = value
-        elif isinstance(value, (list, tuple)):
-            if len(value) > LINE_VALUES:
-                raise Refused(f"{experiment}: metric {name!r} has {len(value)} values; return long lists as NumPy arrays")
-            metrics[name] = _number(value)
-        elif isinstance(value, Mapping):
-            metrics[name] = {str(k): _number(v) for k, v in value.items()}
-        else:
-            metrics[name] = _number(value)
-    return metrics, arrays
-
-
-def _number(value: Any) -> Any:
-    """A JSON value; a number that is not finite becomes null, in lists of lists too, and the page says that it is missing."""
-    import math
-
-    if isinstance(value, (list, tuple)):
-        return [_number(v) for v in value]
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value

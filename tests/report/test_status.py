@@ -239,3 +239,13 @@ def test_fifty_pages_and_ten_thousand_records_take_less_than_a_second(tmp_path: 
         assert (pages, recorded, lines, heavy) == (50, 10_000, 53, [])
         best = min(best, seconds)
     assert best < 1
+
+
+def test_what_a_condition_needs_includes_what_its_trials_look_up(house: House) -> None:
+    plans = experiments()
+    plans["gain"] = plan.Experiment("gain", setups=[{"deep": 8}], reads={"0": [("training", 2), ("training", 3)]})
+    plans["gain"].profiles = {"standard": [(0, [0, 1, 2])]}
+    condition = {"experiment": "gain", "metric": "gain", "needs": "quick", "rule": "above", "min_seeds": 3}
+    found = standing.selected(condition, plans)["standard"]
+    trained = {e["key"] for e in plans["training"].entries("standard")}
+    assert set(found) == trained | {e["key"] for e in plans["gain"].entries("standard")} and len(found) == 6 + 3

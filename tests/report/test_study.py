@@ -185,3 +185,53 @@ def test_what_is_not_finite_is_null_in_lists_of_lists_too(toy: Path) -> None:
 
     Study("q99", "quick").measure("squares", SETUPS[:1], trial)
     assert evidence.read("toy", "q99")[0]["metrics"] == {"ratios": [[1.0, None], [None, 2.0]], "last": None}
+
+
+# what looks up other measurements -------------------------------------------------------------------------------------------
+
+
+def half_and_square(setup: Setup) -> list[Setup]:
+    return [Setup(n=setup.n), Setup(n=setup.n + 1)]
+
+
+def sums(one: Study, n: int = 1) -> None:
+    """A second experiment, whose trial looks up two squares."""
+    table = one.frame("squares").set_index("key")["square"]
+    looked = [Setup(of="squares", n=n)]
+    one.measure(
+        "noise", looked, lambda s, seed: {"noise": float(sum(table[key("squares", q, seed, 1)] for q in half_and_square(s)))},
+        seeds=[0], reads={"squares": half_and_square},
+    )  # fmt: skip
+
+
+def test_what_a_trial_looks_up_is_measured_before_it_or_one_line_says_so(toy: Path) -> None:
+    one = Study("q99", "quick")
+    one.measure("squares", SETUPS[:1], square)
+    with pytest.raises(Refused, match="noise looks up 1 measurements of squares that are not recorded here; measure squares too"):
+        sums(one)
+    one.measure("squares", SETUPS[1:], square)
+    sums(one)
+    assert one.frame("noise")["noise"].tolist() == [5.0]
+
+
+def test_a_plan_knows_what_is_looked_up(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    squares, noise = plan.Experiment("squares"), plan.Experiment("noise")
+    both = {"squares": squares, "noise": noise, "sum": plan.Experiment("sum")}
+    squares.expect("quick", SETUPS, [0, 1])
+    squares.expect("standard", SETUPS, [0, 1, 2])
+    for name, setup, what in (("noise", Setup(m=1), {"squares": SETUPS}), ("sum", Setup(k=1), {"noise": [Setup(m=1)]})):
+        both[name].expect("quick", [setup], [0, 1])
+        both[name].expect("standard", [setup], [0])
+        for _ in range(2):  # profiles share setups
+            both[name].read(setup, what, both)
+    _, entry = both["sum"].entries("quick")
+    squared = [key("squares", s, 1, 1) for s in SETUPS]
+    assert plan.behind(both, "sum", entry, "quick") == [*squared, key("noise", Setup(m=1), 1, 1)]
+    assert plan.behind(both, "squares", squares.entries("quick")[0], "quick") == []
+    (alone,) = both["noise"].entries("standard")  # one seed: about all seeds
+    assert len(plan.behind(both, "noise", alone, "standard")) == 6
+    monkeypatch.setattr(plan, "plans_root", lambda: toy)
+    (toy / "q99.json").write_text(plan.dump("q99", both))
+    assert plan.behind(plan.load("q99"), "sum", entry, "quick") == plan.behind(both, "sum", entry, "quick")
+    with pytest.raises(Refused, match="noise reads squares with a setup that is not measured before it"):
+        noise.read(Setup(m=1), {"squares": [Setup(n=7)]}, both)
