@@ -42,6 +42,7 @@ MENDED = (  # found by axe: markup of others, and what it should be
     ('<div role="list" class="citation-list">', '<div class="citation-list">'),  # its children are no list items
     (' role="doc-biblioentry"', ""),  # deprecated
 )
+SAID = re.compile(r'<span class="pasted-text">([^<]{40,})</span>')  # prose that a cell wrote
 THEBE = re.compile(r'<script type="text/x-thebe-config">.*?</script>\s*(<script>kernelName = .*?</script>)?', re.DOTALL)
 # The mode of a first visit, before the page is drawn: the theme sets it later, after a flash of white and a complaint on the
 # console.  Its own option for it writes an attribute that leaves a reader without JavaScript without any colour.
@@ -176,7 +177,12 @@ def mend_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, 
     if context.get("body"):
         for wrong, right in MENDED:
             context["body"] = context["body"].replace(wrong, right)
-        context["body"] = THEBE.sub("", context["body"])
+        context["body"] = plain_prose(THEBE.sub("", context["body"]))
+
+
+def plain_prose(body: str) -> str:
+    """Pasted values are set in bold (MyST-NB); of whole sentences that would leave nothing to stand out."""
+    return SAID.sub(r'<span class="cnn-said">\1</span>', body)
 
 
 def forget_leftovers(app: Sphinx) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cnnstudy.config import Refused
-from cnnstudy.report import checks, pages, site, theme
+from cnnstudy.report import checks, pages, site, sphinxext, theme
 from cnnstudy.runtime import ROOT
 
 VEGA = "application/vnd.vegalite.v6+json"
@@ -36,6 +36,13 @@ def row(claim: str, outcome: str, **more: Any) -> dict[str, Any]:
 ROWS = [row("q03.one", "confirmed"), row("q33.two", "refuted"), row("q33.three", "untested")]
 LINK = "../{}.html".format
 PAGES = {"q33": "notebooks/q33_x"}
+
+
+def test_only_short_pasted_text_is_bold() -> None:
+    said = "The first layer gets 0.24 to 3 times the last layer&#39;s."
+    number, sentence = (f'<span class="pasted-text">{text}</span>' for text in ("0.24", said))
+    body = sphinxext.plain_prose(f"<p>{number} {sentence}</p>")
+    assert number in body and sentence.replace("pasted-text", "cnn-said") in body and body.count("<span") == 2
 
 
 # pieces of pages --------------------------------------------------------------------------------------------------------
