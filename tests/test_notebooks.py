@@ -70,22 +70,22 @@ def _measured(source: str) -> tuple[set[str], list[tuple[str, str, set[str]]], d
 
 
 def _names(functions: dict[str, ast.FunctionDef], name: str, seen: set[str]) -> set[str]:
-    """The global names that a function and those that it calls look at."""
+    """The global names and the attributes that a function and those that it calls look at."""
     if name not in functions or name in seen:
         return set()
     seen.add(name)
     nodes = [n for n in ast.walk(functions[name]) if isinstance(n, ast.Name)]
     own = {a.arg for a in functions[name].args.args} | {n.id for n in nodes if isinstance(n.ctx, ast.Store)}
-    used = {n.id for n in nodes} - own
+    used = {n.id for n in nodes} - own | {ast.unparse(n) for n in ast.walk(functions[name]) if isinstance(n, ast.Attribute)}
     return used.union(*(_names(functions, other, seen) for other in used))
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_a_trial_that_looks_up_rows_says_so(question: str) -> None:
-    """Else ``run --minutes`` and ``run --only`` would measure it without what it looks up."""
+def test_a_trial_that_looks_up_rows_or_opens_a_network_says_so(question: str) -> None:
+    """Else ``run --minutes`` and ``run --only`` would measure it without what it looks up, and a probe's estimate would hide a training."""
     measuring = [c for c in cells(question) if c["cell_type"] == "code" and "show" not in c["metadata"].get("tags", [])]
     rows, calls, functions = _measured("\n".join("".join(c["source"]) for c in measuring))
-    silent = [e for e, trial, given in calls if _names(functions, trial, set()) & rows and "reads" not in given]
+    silent = [e for e, trial, given in calls if _names(functions, trial, set()) & (rows | {"pool.network"}) and "reads" not in given]
     assert not silent, f"{question}: {silent} look up other rows; say which: study.measure(..., reads=...)"
 
 
