@@ -182,7 +182,7 @@ def mend_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, 
 
 def plain_prose(body: str) -> str:
     """Pasted values are set in bold (MyST-NB); of whole sentences that would leave nothing to stand out."""
-    return SAID.sub(r'<span class="cnn-said">\1</span>', body)
+    return SAID.sub(r'<span class="cnn-prose">\1</span>', body)
 
 
 def forget_leftovers(app: Sphinx) -> None:

@@ -42,7 +42,7 @@ def test_only_short_pasted_text_is_bold() -> None:
     said = "The first layer gets 0.24 to 3 times the last layer&#39;s."
     number, sentence = (f'<span class="pasted-text">{text}</span>' for text in ("0.24", said))
     body = sphinxext.plain_prose(f"<p>{number} {sentence}</p>")
-    assert number in body and sentence.replace("pasted-text", "cnn-said") in body and body.count("<span") == 2
+    assert number in body and sentence.replace("pasted-text", "cnn-prose") in body and body.count("<span") == 2
 
 
 # pieces of pages --------------------------------------------------------------------------------------------------------
